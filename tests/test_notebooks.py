@@ -1,0 +1,53 @@
+"""Each notebook is one test: its unflagged cells run as `nbdev_test` runs them, in a process of their own, two at a time.
+
+TST_FLAGS="slow gpu" also runs the cells with these flags; NB_TIMEOUT=900 changes the limit of one notebook, in seconds.
+"""
+import json, os, re, signal, subprocess, sys, tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = sorted((ROOT/"nbs").glob("[!_.]*.ipynb"))
+LIMIT = int(os.environ.get("NB_TIMEOUT", 600))
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MPLBACKEND": "agg"}
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work)/\w[^\s\"'\\]*")
+
+
+def run(nb):
+    "The exit code of one notebook (124: out of time) and the end of what it printed"
+    cmd = [Path(sys.executable).with_name("nbdev_test"), "--path", nb, "--n_workers", "0", "--flags", os.environ.get("TST_FLAGS", "")]
+    with tempfile.TemporaryFile("w+", errors="replace") as log:  # a file: a process that outlives the notebook cannot hold it open
+        p = subprocess.Popen(cmd, cwd=ROOT, env=ENV, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        try: code = p.wait(LIMIT)
+        except subprocess.TimeoutExpired: code = 124
+        finally:
+            try: os.killpg(p.pid, signal.SIGKILL)  # the notebook's own children too
+            except ProcessLookupError: pass
+            p.wait()
+        log.seek(0)
+        return code, log.read()[-4000:]
+
+
+@pytest.fixture(scope="session")
+def runs(request):
+    "One future for each notebook that was selected"
+    wanted = [i.callspec.params["nb"] for i in request.session.items if "runs" in getattr(i, "fixturenames", ())]
+    pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1))
+    yield {nb: pool.submit(run, nb) for nb in wanted}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.stem)
+def test_notebook(nb, runs):
+    code, text = runs[nb].result()
+    if code: pytest.fail(f"{nb.name}: " + (f"over {LIMIT} s" if code == 124 else f"exit {code}") + f"\n{text}", pytrace=False)
+
+
+@pytest.mark.parametrize("nb", NBS, ids=lambda p: p.stem)
+def test_saved_outputs(nb):
+    "What is saved with the notebook holds no error and no path of the machine it ran on"
+    outputs = [o for c in json.loads(nb.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", [])]
+    assert not [o["ename"] for o in outputs if o["output_type"] == "error"]
+    assert not MACHINE_PATH.findall(json.dumps([{k: v for k, v in o.get("data", o).items() if not k.startswith("image/")} for o in outputs]))

@@ -1,0 +1,49 @@
+"""Build the wheel and try it as a user gets it: in an empty environment, without extras, away from this folder.
+
+There the newest fastai and fastcore are installed, not the ones that nbdev is tied to. Runs `oamip --help`, the demo
+on the digits data and the tests that need no notebook. The environment is build/wheel-env; it is removed on success.
+"""
+import os, shutil, subprocess, sys, tempfile, venv, zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV, BIN = ROOT/"build/wheel-env", ROOT/"build/wheel-env/bin"
+TEST_TOOLS = ["pytest", "hypothesis"]
+ON_DISK = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | {"MPLBACKEND": "agg"}
+
+
+def call(*cmd, cwd):
+    "Run a command and stop with its output if it fails"
+    print("$", *(getattr(c, "name", c) for c in cmd), flush=True)
+    done = subprocess.run(cmd, cwd=cwd, env=ON_DISK, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode: sys.exit(f"{done.stdout[-6000:]}\nexit {done.returncode}: {' '.join(map(str, cmd))}")
+    return done.stdout
+
+
+def build(folder):
+    "The wheel, built from the source archive, so that the archive is complete too"
+    call(sys.executable, "-m", "build", "-o", folder, ROOT, cwd=folder)
+    wheel, = folder.glob("*.whl")
+    packed = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    wanted = {str(p.relative_to(ROOT)) for p in (ROOT/"oamip_nb").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    if packed != wanted: sys.exit(f"{wheel.name}: missing {sorted(wanted - packed)}, unexpected {sorted(packed - wanted)}")
+    return wheel
+
+
+def main():
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        wheel = build(tmp)
+        venv.create(ENV, clear=True, with_pip=True)
+        call(BIN/"python", "-m", "pip", "install", "-qq", wheel, cwd=tmp)
+        call(BIN/"python", "-m", "pip", "check", cwd=tmp)
+        call(BIN/"oamip", "--help", cwd=tmp)
+        print(call(BIN/"oamip", cwd=tmp))
+        call(BIN/"python", "-m", "pip", "install", "-qq", *TEST_TOOLS, cwd=tmp)
+        print(call(BIN/"python", "-c", "import oamip_nb, fastai, fastcore, torch; print(oamip_nb.__file__); "
+                   "print(*(f'{m.__name__} {m.__version__}' for m in (oamip_nb, fastai, fastcore, torch)), sep=', ')", cwd=tmp))
+        print(call(BIN/"pytest", "-q", "-p", "no:cacheprovider", "--ignore", ROOT/"tests/test_notebooks.py", ROOT/"tests", cwd=tmp))
+    shutil.rmtree(ENV)
+
+
+if __name__ == "__main__": main()
