@@ -81,21 +81,33 @@ def fc_baseline(
     "OAMIP's FC baseline, hidden widths 50 and 20"
     return _build(dls_or_shape, classes, hidden=(50,20), init=init, seed=seed)
 
-# %% ../nbs/01_models.ipynb #c034fefb
+# %% ../nbs/01_models.ipynb #63496fc4
 @delegates(fc_baseline)
-def fc2(dls_or_shape, classes=None, **kwargs)->nn.Sequential:
+def fc2(
+    dls_or_shape, # `DataLoaders`, or an image shape (C, H, W)
+    classes:int|None=None, # Number of classes; read from the `DataLoaders` when None
+    **kwargs
+)->nn.Sequential: # Layers flatten, fc1, relu1, …, out
     "OAMIP's FC-2, one hidden layer of 1000; arguments of `fc_baseline`"
     return _build(dls_or_shape, classes, hidden=(1000,), **kwargs)
 
-# %% ../nbs/01_models.ipynb #aa211492
+# %% ../nbs/01_models.ipynb #52ccb938
 @delegates(fc_baseline)
-def fc3(dls_or_shape, classes=None, **kwargs)->nn.Sequential:
+def fc3(
+    dls_or_shape, # `DataLoaders`, or an image shape (C, H, W)
+    classes:int|None=None, # Number of classes; read from the `DataLoaders` when None
+    **kwargs
+)->nn.Sequential: # Layers flatten, fc1, relu1, …, out
     "OAMIP's FC-3 (LeNet-300-100), hidden widths 300 and 100; arguments of `fc_baseline`"
     return _build(dls_or_shape, classes, hidden=(300,100), **kwargs)
 
-# %% ../nbs/01_models.ipynb #33f3dea8
+# %% ../nbs/01_models.ipynb #24ce7a8c
 @delegates(fc_baseline)
-def fc4(dls_or_shape, classes=None, **kwargs)->nn.Sequential:
+def fc4(
+    dls_or_shape, # `DataLoaders`, or an image shape (C, H, W)
+    classes:int|None=None, # Number of classes; read from the `DataLoaders` when None
+    **kwargs
+)->nn.Sequential: # Layers flatten, fc1, relu1, …, out
     "OAMIP's FC-4, hidden widths 200, 100 and 100; arguments of `fc_baseline`"
     return _build(dls_or_shape, classes, hidden=(200,100,100), **kwargs)
 
