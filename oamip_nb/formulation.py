@@ -369,14 +369,14 @@ def violation(self:Program, q:np.ndarray)->float:
     r = self.A@q
     return float(max([0,*(np.r_[(self.lo-r), (r-self.hi), self.lb-q, q-self.ub]).clip(0)]))
 
-# %% ../nbs/04_formulation.ipynb #9e2e97ca
+# %% ../nbs/04_formulation.ipynb #267cf4ee
 @patch
 def to_cvxpy(self:Program,
     lam:float=5., # Weight of the cross-entropy, > 0
     sparsity:str='layers', # One of `SPARSITIES`
 )->tuple: # (cp.Problem, cp.Variable of all columns)
     "The program for a cvxpy solver; always name the solver when solving"
-    q = cp.Variable(len(self.lb), boolean=[(int(j),) for j in np.flatnonzero(self.integer)]) if self.integer.any() else cp.Variable(len(self.lb))
+    q = cp.Variable(len(self.lb), boolean=(np.flatnonzero(self.integer),)) if self.integer.any() else cp.Variable(len(self.lb))
     n,C,_ = self.J.shape; f = cp.reshape(self.c.ravel()+sp.csr_matrix(self.J.reshape(n*C,-1))@q, (n,C), order='C')
     rows = [q>=self.lb, q<=self.ub]
     for side,end in ((1,self.hi),(-1,-self.lo)):
