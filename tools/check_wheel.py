@@ -3,19 +3,26 @@
 There the newest fastai and fastcore are installed, not the ones that nbdev is tied to. Runs `oamip --help`, the demo
 on the digits data and the tests that need no notebook. The environment is build/wheel-env; it is removed on success.
 """
-import os, shutil, subprocess, sys, tempfile, venv, zipfile
+import os, shutil, subprocess, sys, tempfile, time, venv, zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV, BIN = ROOT/"build/wheel-env", ROOT/"build/wheel-env/bin"
 TEST_TOOLS = ["pytest", "hypothesis"]
-ON_DISK = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | {"MPLBACKEND": "agg"}
+# bytecode is compiled at the first import: quicker than compiling all that is installed
+INSTALL = ["-m", "pip", "install", "-qq", "--no-compile"]
+ENVIRON = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")} | {"MPLBACKEND": "agg"}
+VERSIONS = """
+import oamip_nb, fastai, fastcore, torch
+print(oamip_nb.__file__)
+print(*(f"{m.__name__} {m.__version__}" for m in (oamip_nb, fastai, fastcore, torch)), sep=", ")"""
 
 
 def call(*cmd, cwd):
     "Run a command and stop with its output if it fails"
-    print("$", *(getattr(c, "name", c) for c in cmd), flush=True)
-    done = subprocess.run(cmd, cwd=cwd, env=ON_DISK, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    shown, start = " ".join("VERSIONS" if c == VERSIONS else getattr(c, "name", c) for c in cmd), time.time()
+    done = subprocess.run(cmd, cwd=cwd, env=ENVIRON, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(f"$ {shown}  # {time.time() - start:.0f} s", flush=True)
     if done.returncode: sys.exit(f"{done.stdout[-6000:]}\nexit {done.returncode}: {' '.join(map(str, cmd))}")
     return done.stdout
 
@@ -35,13 +42,12 @@ def main():
         tmp = Path(tmp)
         wheel = build(tmp)
         venv.create(ENV, clear=True, with_pip=True)
-        call(BIN/"python", "-m", "pip", "install", "-qq", wheel, cwd=tmp)
+        call(BIN/"python", *INSTALL, wheel, cwd=tmp)
         call(BIN/"python", "-m", "pip", "check", cwd=tmp)
         call(BIN/"oamip", "--help", cwd=tmp)
         print(call(BIN/"oamip", cwd=tmp))
-        call(BIN/"python", "-m", "pip", "install", "-qq", *TEST_TOOLS, cwd=tmp)
-        print(call(BIN/"python", "-c", "import oamip_nb, fastai, fastcore, torch; print(oamip_nb.__file__); "
-                   "print(*(f'{m.__name__} {m.__version__}' for m in (oamip_nb, fastai, fastcore, torch)), sep=', ')", cwd=tmp))
+        call(BIN/"python", *INSTALL, *TEST_TOOLS, cwd=tmp)
+        print(call(BIN/"python", "-c", VERSIONS, cwd=tmp))
         print(call(BIN/"pytest", "-q", "-p", "no:cacheprovider", "--ignore", ROOT/"tests/test_notebooks.py", ROOT/"tests", cwd=tmp))
     shutil.rmtree(ENV)
 

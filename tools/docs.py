@@ -1,7 +1,8 @@
 """Render the notebooks to _docs with pandoc, write README.md from nbs/index.ipynb, and check every internal link.
 
     python tools/docs.py                  # README.md, nbs/images/index-*.png and _docs/*.html
-    python tools/docs.py --check-readme   # only: is README.md what nbs/index.ipynb says?
+    python tools/docs.py --readme         # only README.md and its figures
+    python tools/docs.py --check-readme   # writes nothing: is README.md what nbs/index.ipynb says?
 
 Pages, their order and names are those of _quarto.yml and nbdev, so `quarto render nbs` would make the same site with
 its own theme. Figures are written as files: those of the pages to _docs/images, those of README.md to nbs/images.
@@ -302,15 +303,22 @@ def index_page():
         return read_page(Path(tmp)/"index.ipynb")
 
 
+def only_readme(site, write):
+    "Write or compare README.md without the site; true if something is wrong"
+    files = readme_files(index_page(), site, notebook_of_page())
+    if write: write_readme(files)
+    errors = [f"{p.relative_to(ROOT)}: not what nbs/index.ipynb says; run `make docs` and commit it" for p in stale(files)]
+    errors = errors or [f"broken link: {e}" for e in readme_links()]
+    print(*(errors or ["in sync: README.md and nbs/index.ipynb agree, its links lead somewhere"]), sep="\n")
+    return bool(errors)
+
+
 def main(args):
     os.chdir(ROOT)
     cfg = get_config()
     site = cfg.doc_host.rstrip("/") + cfg.doc_baseurl.rstrip("/") + "/"
-    if args == ["--check-readme"]:
-        errors = [f"{p.relative_to(ROOT)}: not what nbs/index.ipynb says; run `make docs` and commit it"
-                  for p in stale(readme_files(index_page(), site, notebook_of_page()))]
-        print(*(errors or ["in sync: README.md and nbs/index.ipynb agree"]), sep="\n")
-        return bool(errors)
+    if args == ["--readme"]: return only_readme(site, write=True)
+    if args == ["--check-readme"]: return only_readme(site, write=False)
     if args: sys.exit(__doc__)
     pairs = sidebar()
     cache = proc_nbs(force=True)
