@@ -270,7 +270,8 @@ def render(page, pages, pairs, site):
     "One page as HTML"
     for name, data in page.figures.items(): (OUT/"images"/name).write_bytes(data)
     doc = relink(page.text, page_link(site, {p.notebook: p.file for p in pages}))
-    values = {"sidebar": site_nav(pairs, pages, page), "neighbours": neighbours(pages, page), "lead": html.escape(page.lead)}
+    lead = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(page.lead))
+    values = {"sidebar": site_nav(pairs, pages, page), "neighbours": neighbours(pages, page), "lead": lead}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
         json.dump({"variables": values}, f); f.flush()
         return pandoc(json.dumps(doc), "-f", "json", "-t", "html5", "-s", "--mathml", "--toc", "--toc-depth=3", "--template", TOOLS/"page.html",
