@@ -87,7 +87,7 @@ def pareto(
     ge = (x[:,None]>=x)&(y[:,None]>=y); better = (x[:,None]>x)|(y[:,None]>y)
     return ~(ge&better).any(0)
 
-# %% ../nbs/14_plots.ipynb #6a085583
+# %% ../nbs/14_plots.ipynb #6a74d303
 def plot_pareto(
     df:pd.DataFrame, # One row per network
     x:str='params_removed', # Column of the fraction removed
@@ -99,7 +99,8 @@ def plot_pareto(
     missing = [c for c in (x,y,by) if c not in df]
     if missing: raise ValueError(f"no column {', '.join(missing)} in the table; it has {', '.join(df)}")
     ax = _one(ax, 4.6, 3.)
-    for name,d in df.sort_values(x).groupby(by, sort=False):
+    for name,d in df.groupby(by, sort=False):
+        d = d.sort_values(x)
         line, = ax.plot(d[x], d[y], 'o-', ms=3, lw=1.2, label=name)
         if {'low','high'}<=set(d): ax.fill_between(d[x], d.low, d.high, color=line.get_color(), alpha=.15, lw=0)
     front = df[pareto(df[x], df[y])]

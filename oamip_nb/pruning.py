@@ -423,7 +423,7 @@ def measure(
     split,dl = _split(dls); k,n = count_correct(model, dl); low,high = wilson(k, n)
     return row|dict(split=split, correct=k, tested=n, accuracy=k/n, low=low, high=high)
 
-# %% ../nbs/10_pruning.ipynb #2495a7e5
+# %% ../nbs/10_pruning.ipynb #fbb6d6f2
 @dataclass(frozen=True, eq=False)
 class Report:
     "Named measurements of networks, the first being the reference"
@@ -443,6 +443,7 @@ class Origin:
     importance:object    # The scores, None if a selection was given
     example:Tensor       # One image
     name:str             # Name of the pruned row
+    batches:tuple        # Batch sizes whose latency is measured
 
 # %% ../nbs/10_pruning.ipynb #6998d87c
 @patch(as_prop=True)
@@ -467,11 +468,13 @@ def report(
         example = next(iter(_split(dls)[1]))[0]
     return Report(tuple((n, measure(m, example, dls, batches)) for n,m in zip(names, (model, small))))
 
-# %% ../nbs/10_pruning.ipynb #ec08d6c4
+# %% ../nbs/10_pruning.ipynb #40813b09
 def _size(n): # 1234 -> 1.2k
     for u in ('','k','M','G'):
         if abs(n)<1000 or u=='G': return f'{n:.3g}{u}' if u else f'{n:g}'
         n /= 1000
+
+def _count(n): return f'{n:.0f}' if n==int(n) else f'{n:.1f}' # a mean over draws need not be whole
 
 def _shown(self):
     "Column titles and rows of text"
@@ -480,10 +483,10 @@ def _shown(self):
     def cells(r):
         cut = [f'{_size(r[c])} (−{r[c+"_removed"]:.1%})' if r[c+'_removed'] else _size(r[c]) for c in ('units','params','macs')]
         row = [r.network, *cut, f'{r.bytes/1000:.1f}']+['' if np.isnan(r[c]) else f'{r[c]:.3g}' for c in ms]
-        return row+([f'{r.accuracy:.4f}', f'{r.correct:g}/{r.tested:g}', f'{r.low:.4f}–{r.high:.4f}'] if acc and r.tested==r.tested else ['']*3*acc)
+        return row+([f'{r.accuracy:.4f}', f'{_count(r.correct)}/{_count(r.tested)}', f'{r.low:.4f}–{r.high:.4f}'] if acc and r.tested==r.tested else ['']*3*acc)
     return head,[cells(r) for _,r in d.iterrows()]
 
-# %% ../nbs/10_pruning.ipynb #ba3b8ce8
+# %% ../nbs/10_pruning.ipynb #b880e489
 @patch
 def __str__(self:Report):
     head,rows = _shown(self)
@@ -502,7 +505,8 @@ def note(self:Report)->str:
     "What the numbers are, in one line"
     split = {r['split'] for _,r in self.rows if 'split' in r}
     acc = f"Accuracy on the {' and '.join(sorted(split))} split. " if split else ''
-    return acc+'MACs: multiply-adds of Linear and Conv2d for one image. Latency: median, one CPU thread unless on a GPU.'
+    means = ''.join(f"Row {n}: mean over {r['draws']} draws, interval over all of them. " for n,r in self.rows if 'draws' in r)
+    return acc+means+'MACs: multiply-adds of Linear and Conv2d for one image. Latency: median, one CPU thread unless on a GPU.'
 
 # %% ../nbs/10_pruning.ipynb #73b1573b
 def _hardware():
@@ -546,7 +550,7 @@ def save_pruned(
     state = {k:v.detach().cpu().contiguous() for k,v in small.state_dict().items()}
     return _write(path, _to_bytes(state, {'format':_FORMAT, 'meta':json.dumps(meta)}))
 
-# %% ../nbs/10_pruning.ipynb #dbb927c1
+# %% ../nbs/10_pruning.ipynb #88117d08
 def _read(path):
     "Tensors and metadata of a file of `save_pruned`; ValueError for anything else"
     if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such file')
@@ -554,12 +558,13 @@ def _read(path):
         with safe_open(path, framework='pt') as f: head,state = f.metadata() or {},{k:f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e: raise ValueError(f'{path}: truncated or no safetensors file ({e}); copy it again or save it again with save_pruned') from e
     if head.get('format')!=_FORMAT: raise ValueError(f'{path}: a safetensors file, but not one of save_pruned; load its tensors with safetensors.torch.load_file')
-    try: meta = json.loads(head['meta']); ok = meta['version']==1 and isinstance(meta['shape'], list) and isinstance(meta['info'], dict)
-    except (KeyError, TypeError, ValueError) as e: raise ValueError(f'{path}: damaged metadata ({e}); save it again with save_pruned') from e
-    if not ok: raise ValueError(f"{path}: file version {meta['version']!r}, this package reads version 1; install the version that wrote it ({meta.get('package')})")
+    try: meta = json.loads(head['meta']); current = meta['version']==1; sane = isinstance(meta['info'], dict) and all(type(d) is int and d>0 for d in meta['shape'])
+    except (KeyError, TypeError, ValueError) as e: raise ValueError(f'{path}: damaged metadata ({type(e).__name__} {e}); save it again with save_pruned') from e
+    if not current: raise ValueError(f"{path}: file version {meta['version']!r}, this package reads version 1; install the oamip_nb that wrote it ({meta.get('package')})")
+    if not sane: raise ValueError(f'{path}: damaged metadata; save it again with save_pruned')
     return state,meta
 
-# %% ../nbs/10_pruning.ipynb #0360ae6b
+# %% ../nbs/10_pruning.ipynb #dcf65627
 def load_pruned(
     path, # File of `save_pruned`
     model:nn.Module, # The dense architecture, freshly built; it is copied, its weights do not matter
@@ -567,7 +572,7 @@ def load_pruned(
 )->nn.Module: # The pruned network, in evaluation mode, where `model` is
     "Load a pruned network without running any code of the file; ValueError names the file and what does not fit"
     state,meta = _read(path)
-    try: small = remove(model, Selection.from_dict(meta['selection']), torch.zeros(1, *meta['shape']) if x is None else x)
+    try: small = remove(model, Selection.from_dict(meta.get('selection')), torch.zeros(1, *meta['shape']) if x is None else x)
     except (ValueError, RuntimeError) as e: raise ValueError(f'{path}: does not fit this {type(model).__name__} ({e}); build the architecture that was pruned') from e
     want,got = [{k:(tuple(v.shape), v.dtype) for k,v in s.items()} for s in (small.state_dict(), state)]
     odd = sorted(k for k in want.keys()|got.keys() if want.get(k)!=got.get(k))
@@ -578,4 +583,4 @@ def load_pruned(
 def pruned_info(path)->dict: # version, package, selection (a `Selection`), shape, classes, info
     "What a file of `save_pruned` says about itself"
     meta = _read(path)[1]
-    return meta|dict(selection=Selection.from_dict(meta['selection']))
+    return meta|dict(selection=Selection.from_dict(meta.get('selection')))

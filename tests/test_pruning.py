@@ -86,3 +86,19 @@ def test_saved_network_returns(tmp_path_factory, model, seed):
     for m in fresh.modules():
         if hasattr(m, "reset_parameters"): m.reset_parameters()
     assert torch.equal(load_pruned(path, fresh)(x), small(x))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_damaged_files_end_in_a_value_error(tmp_path_factory, data):
+    model, x = network([2], [3], None, True, nn.AvgPool2d, 0), torch.randn(2, 1, 10, 10)
+    _, scores = scored(model, x, 0)
+    sel = select(scores, units=.4)
+    path = tmp_path_factory.mktemp("damaged") / "net.safetensors"
+    raw = bytearray(save_pruned(path, remove(model, sel, x), sel, x).read_bytes())
+    header = int.from_bytes(raw[:8], "little") + 8
+    if data.draw(st.booleans()): raw = raw[:data.draw(st.integers(0, len(raw) - 1))]
+    else: raw[data.draw(st.integers(0, header - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(raw)
+    try: load_pruned(path, model)
+    except ValueError as e: assert path.name in str(e)
