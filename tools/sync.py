@@ -57,8 +57,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         export_copy(Path(tmp))
         found = list(problems(Path(tmp)))
-    print(*found, sep="\n")
-    if not found: print("in sync: modules and notebooks agree")
+    print(*(found or ["in sync: modules and notebooks agree"]), sep="\n")
     return bool(found)
 
 
