@@ -1,12 +1,12 @@
-"""Execute notebooks on a real kernel and save their outputs in place.
+"""Execute notebooks on a real kernel, save their outputs in place and clean them.
 
     python tools/run_nbs.py [nbs/NAME.ipynb ...]      # none named: every notebook under nbs/
     FLAGS="slow gpu" python tools/run_nbs.py ...      # also the cells that carry these flags
 
 Cells whose flag is in `tst_flags` of settings.ini, and cells with `#| eval: false`, are left alone: they keep the
-outputs they have. A notebook that fails is not written. Run `nbdev_clean` afterwards.
+outputs they have. A notebook that fails is not written.
 """
-import os, re, sys, time
+import os, re, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from pathlib import Path
@@ -48,6 +48,7 @@ def run(path, skip):
     except Exception as e:                        # a failing cell, a dead kernel, a time-out: reported by name
         return path, time.time() - start, str(e) if isinstance(e, CellExecutionError) else f"{type(e).__name__}: {e}"
     nbformat.write(nb, path)
+    subprocess.run([Path(sys.executable).with_name("nbdev_clean"), "--fname", path], cwd=ROOT, check=True)
     return path, time.time() - start, None
 
 
