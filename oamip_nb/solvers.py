@@ -85,7 +85,7 @@ def tangents(
     G = np.einsum('nc,ncv->nv', g, p.J)
     return G, p.losses(q)-G@q
 
-# %% ../nbs/05_solvers.ipynb #22e44e12
+# %% ../nbs/05_solvers.ipynb #9d7f0aee
 class _Session:
     "One HiGHS model of a program: tangents and violated rows are added, nothing is built twice"
     def __init__(self, p, sps):
@@ -98,14 +98,14 @@ class _Session:
         cost = np.r_[np.zeros(k), [sps.top][:self.aux], np.ones(max(self.aux-1,0))]
         if plain: cost[:p.n_scores] = sps.weights.sum(0); self.h.changeObjectiveOffset(float(sps.const.sum()))
         self.h.changeColsCost(self.cols, np.arange(self.cols,dtype=np.int32), cost)
+        self.kind,self.sent = np.zeros(0,int),np.zeros(p.A.shape[0],bool) # per row of the model: number of the sign row, -1 tangent, -2 stays
         if self.aux: self._add_top(k)
-        self.sent = np.zeros(p.A.shape[0], bool)
         self.cut(p.dense)
 
-# %% ../nbs/05_solvers.ipynb #19d53826
+# %% ../nbs/05_solvers.ipynb #f6c0dfb8
 @patch
-def _rows(self:_Session, A, lo, hi):
-    A = sp.csr_matrix(A)
+def _rows(self:_Session, A, lo, hi, kind):
+    A = sp.csr_matrix(A); self.kind = np.r_[self.kind, np.broadcast_to(kind, A.shape[0])]
     self.h.addRows(A.shape[0], lo, hi, A.nnz, A.indptr[:-1].astype(np.int32), A.indices.astype(np.int32), A.data)
 
 @patch
@@ -113,14 +113,14 @@ def _add_top(self:_Session, k):
     "Rows w_l + theta - weights @ s >= const"
     m = len(self.sps.const); A = np.zeros((m, self.cols))
     A[:,:self.p.n_scores] = -self.sps.weights; A[:,k] = 1; A[np.arange(m),k+1+np.arange(m)] = 1
-    self._rows(A, self.sps.const, np.full(m,_INF))
+    self._rows(A, self.sps.const, np.full(m,_INF), -2)
 
 @patch
 def cut(self:_Session, q, images=None):
     "Add the tangents at `q`, of all images or of the given ones"
     G,r = tangents(self.p, q); k = np.arange(self.n) if images is None else images
     A = np.zeros((len(k), self.cols)); A[:,:self.nq] = -G[k]; A[np.arange(len(k)),self.nq+k] = 1
-    self._rows(A, r[k], np.full(len(k),_INF))
+    self._rows(A, r[k], np.full(len(k),_INF), -1)
 
 @patch
 def send_violated(self:_Session, q, most=200):
@@ -128,33 +128,49 @@ def send_violated(self:_Session, q, most=200):
     p = self.p; v = p.A@q; v = np.maximum(p.lo-v, v-p.hi); v[self.sent] = 0
     bad = np.flatnonzero(v>1e-9); bad = bad[np.argsort(-v[bad])[:most]]
     if not len(bad): return 0.
-    A = p.A[bad]; A.resize(len(bad), self.cols); self._rows(A, p.lo[bad], p.hi[bad]); self.sent[bad] = True
+    A = p.A[bad]; A.resize(len(bad), self.cols); self._rows(A, p.lo[bad], p.hi[bad], bad); self.sent[bad] = True
     return float(v[bad[0]])
 
-# %% ../nbs/05_solvers.ipynb #01f30bfa
+# %% ../nbs/05_solvers.ipynb #63d7ac2b
 @patch
-def run(self:_Session, deadline, lam, integer=False, gap=0.):
-    "Solve the current model; returns (q, t, bound): bound None unless proven, q None if there is no point"
-    h = self.h; h.changeColsCost(self.n, np.arange(self.nq,self.nq+self.n,dtype=np.int32), np.full(self.n, lam/self.n))
-    kinds = [highspy.HighsVarType.kInteger if integer and i else highspy.HighsVarType.kContinuous for i in self.p.integer]
-    h.changeColsIntegrality(self.nq, np.arange(self.nq,dtype=np.int32), np.array(kinds)) if self.p.integer.any() else None
-    h.setOptionValue('mip_rel_gap', gap)
+def purge(self:_Session):
+    "Drop the tangents and sign rows that have no dual price at the last answer"
+    price = np.abs(np.array(self.h.getSolution().row_dual))
+    if len(price)!=len(self.kind): return
+    dead = (price<1e-10)&(self.kind!=-2); self.sent[self.kind[dead&(self.kind>=0)]] = False
+    self.h.deleteRows(int(dead.sum()), np.flatnonzero(dead).astype(np.int32)); self.kind = self.kind[~dead]
+
+# %% ../nbs/05_solvers.ipynb #121558dd
+@patch
+def run(self:_Session, deadline, lam):
+    "Solve the current model; returns (q, t, bound), all None unless HiGHS proves the answer optimal"
+    h,S = self.h,highspy.HighsModelStatus; h.HandleKeyboardInterrupt = True
+    h.changeColsCost(self.n, np.arange(self.nq,self.nq+self.n,dtype=np.int32), np.full(self.n, lam/self.n))
     for attempt in range(2):
         h.setOptionValue('time_limit', h.getRunTime()+max(deadline-time.time(), .01) if np.isfinite(deadline) else _INF)
-        h.HandleKeyboardInterrupt = True; h.solve(); status = h.getModelStatus()
-        if status in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kTimeLimit, highspy.HighsModelStatus.kInterrupt): break
+        h.solve(); status = h.getModelStatus()
+        if status==S.kInterrupt: raise KeyboardInterrupt
+        if status==S.kOptimal:
+            x = np.array(h.getSolution().col_value)
+            return x[:self.nq], x[self.nq:self.nq+self.n], h.getInfo().objective_function_value
         h.clearSolver()
-    info,x = h.getInfo(),np.array(h.getSolution().col_value)
-    if status==highspy.HighsModelStatus.kInterrupt: raise KeyboardInterrupt
-    bound = info.mip_dual_bound if integer else (info.objective_function_value if status==highspy.HighsModelStatus.kOptimal else None)
-    ok = len(x)==self.cols and info.primal_solution_status==2
-    return (x[:self.nq], x[self.nq:self.nq+self.n], bound) if ok else (None, None, bound if integer else None)
+    return None,None,None
 
 @patch
-def fix(self:_Session, v=None):
-    "Fix the binary columns to `v` (columns,), or free them again with None"
-    k = np.flatnonzero(self.p.integer).astype(np.int32); lo,hi = (self.p.lb,self.p.ub) if v is None else (v,v)
-    if len(k): self.h.changeColsBounds(len(k), k, lo[k], hi[k])
+def branch(self:_Session, deadline, lam, gap):
+    "Solve the current model with its binaries; returns (q or None, lower bound)"
+    h,k = self.h,np.flatnonzero(self.p.integer).astype(np.int32); T = highspy.HighsVarType
+    kinds = lambda t: h.changeColsIntegrality(len(k), k, np.full(len(k), t))
+    kinds(T.kInteger); h.setOptionValue('mip_rel_gap', gap); h.setOptionValue('time_limit', h.getRunTime()+max(deadline-time.time(), .01) if np.isfinite(deadline) else _INF)
+    h.solve(); kinds(T.kContinuous); info,x,status = h.getInfo(),np.array(h.getSolution().col_value),h.getModelStatus()
+    if status==highspy.HighsModelStatus.kInterrupt: raise KeyboardInterrupt
+    return (x[:self.nq] if len(x)==self.cols and info.primal_solution_status==2 else None), info.mip_dual_bound
+
+@patch
+def limit(self:_Session, lb, ub):
+    "Bounds of the binary columns, from vectors over all columns"
+    k = np.flatnonzero(self.p.integer).astype(np.int32)
+    if len(k): self.h.changeColsBounds(len(k), k, lb[k], ub[k])
 
 # %% ../nbs/05_solvers.ipynb #70ef89b2
 @dataclass(frozen=True, eq=False)
@@ -200,49 +216,44 @@ def certificate(self:_Search, status, solver, note=''):
     bound = float(self.bound) if np.isfinite(self.bound) else None
     return Certificate(status, float(self.best), bound, rel_gap(self.best, bound), self.p.region, time.time()-self.t0, solver, _version(solver.upper()), note)
 
-# %% ../nbs/05_solvers.ipynb #eac1e87c
+# %% ../nbs/05_solvers.ipynb #62fb82f5
 def _continuous(ses, se, gap, is_bound):
-    "Tangent loop with the binaries relaxed (`is_bound`) or fixed; returns the last point and whether it converged"
-    q,low,stuck = None,None,0
-    for _ in range(1000):
-        if se.late: return q,False
+    "Tangent loop with the binaries relaxed (`is_bound`) or fixed; returns the last point"
+    q,least,idle = None,np.inf,0
+    while not se.late and idle<20:
         new,t,low = ses.run(se.deadline, se.lam)
-        if new is None or low is None: return q,False
-        q = new; worst = ses.send_violated(q); f = se.offer(q)
-        se.note(low if is_bound else None)
-        if worst<=FEASIBLE and f-low<=gap*max(abs(f),1e-9): return q,True
-        over = np.flatnonzero(se.p.losses(q)-t>1e-10)
+        if new is None: break
+        q = new; worst = ses.send_violated(q); f = se.offer(q); se.note(low if is_bound else None)
+        over = np.flatnonzero(se.p.losses(q)-t>1e-10); left = max(worst, f-low)
+        if worst<=FEASIBLE and (f-low<=gap*max(abs(f),1e-9) or not len(over)) or is_bound and se.closed: break
+        least,idle = (left,0) if left<.9*least else (least,idle+1) # rounding ends progress at about 1e-7
         if len(over): ses.cut(q, over); ses.cut(.5*(q+se.q))
-        stuck = stuck+1 if not len(over) and not worst else 0
-        if stuck>1: return q,f-low<=10*gap*max(abs(f),1e-9)
-    return q,False
+    return q
 
-def _pattern(p, q): # nearest whole values of the binary columns
-    return np.where(p.integer, (q>.5)*1., q)
-
-# %% ../nbs/05_solvers.ipynb #f3f57629
-def _exact(ses, se):
-    "Fix binaries, polish, branch, until the gap closes or time runs out; returns the status"
-    v,seen = _pattern(se.p, se.last),set()
+# %% ../nbs/05_solvers.ipynb #a8ca7e44
+def _exact(ses, se, q):
+    "From the relaxed answer `q`: fix the binaries, polish, branch, until the gap closes or time runs out; returns the status"
+    p,seen,last,whole = se.p,set(),-np.inf,se.p.integer
     while True:
-        key = v[se.p.integer].astype(bool).tobytes(); ses.fix(v); _continuous(ses, se, se.gap/4, False); ses.fix(None); se.note()
-        if se.closed: return 'optimal'
-        if se.late: return 'time_limit'
-        q,_,bound = ses.run(se.deadline, se.lam, integer=True, gap=se.gap/2); se.note(bound)
-        if se.closed: return 'optimal'
-        if q is None or se.late: return 'time_limit' if se.late else 'stalled'
-        ses.send_violated(q); ses.cut(q); v = _pattern(se.p, q); seen.add(key)
-        if v[se.p.integer].astype(bool).tobytes() in seen and ses.send_violated(q)==0 and len(seen)>200: return 'stalled'
+        v = np.where(whole, q>.5, 0.); seen.add((q[whole]>.5).tobytes())
+        ses.limit(v, v); _continuous(ses, se, se.gap/4, False); ses.limit(p.lb, p.ub); se.note()
+        if se.closed or se.late: return 'optimal' if se.closed else 'time_limit'
+        q,bound = ses.branch(se.deadline, se.lam, se.gap/2); se.note(bound)
+        if se.closed or se.late or q is None: return 'optimal' if se.closed else 'time_limit' if se.late else 'stalled'
+        rows = ses.send_violated(q); ses.cut(q); key = (q[whole]>.5).tobytes()
+        if rows<=FEASIBLE and key in seen and bound<=last+1e-9*abs(bound): return 'stalled' # the same pattern, no new row, no better bound
+        last = bound
 
+# %% ../nbs/05_solvers.ipynb #abc00341
 def _highs(ses, lam, gap, time_limit, progress, start=None):
     "One solve of a session for one loss weight"
     p = ses.p; se = _Search(p, lam, ses.sps, gap, time_limit, progress)
     if start is not None: se.offer(start)
     try:
-        se.last,done = _continuous(ses, se, gap/2 if p.integer.any() else gap, True); se.last = p.dense if se.last is None else se.last
-        status = 'optimal' if se.closed else 'time_limit' if se.late else _exact(ses, se) if p.integer.any() else 'stalled'
+        q = _continuous(ses, se, gap/4 if p.integer.any() else gap, True)
+        status = 'optimal' if se.closed else 'time_limit' if se.late else _exact(ses, se, q) if q is not None and p.integer.any() else 'stalled'
     except KeyboardInterrupt: status = 'interrupted'
-    finally: ses.fix(None)
+    finally: ses.limit(p.lb, p.ub)
     return Solution(p.scores(se.q), se.q, se.certificate(status, 'HiGHS'), tuple(se.history))
 
 # %% ../nbs/05_solvers.ipynb #a9e0cec6
@@ -253,7 +264,7 @@ def _check_solve(lam, gap, time_limit):
 
 _LIMITS = dict(CLARABEL=lambda t: dict(time_limit=t), MOSEK=lambda t: dict(mosek_params=dict(MSK_DPAR_OPTIMIZER_MAX_TIME=t)), SCS=lambda t: dict(time_limit_secs=t))
 
-# %% ../nbs/05_solvers.ipynb #aff0d0a1
+# %% ../nbs/05_solvers.ipynb #85ec9e00
 def solve(
     p:Program, # From `build_program`
     lam:float=5., # Weight of the cross-entropy, > 0; larger keeps more
@@ -280,6 +291,7 @@ def solve_path(
     ses,out = _Session(p, sparsity_term(p.net, sparsity)),[]
     for lam in lams:
         _check_solve(lam, gap, time_limit); out.append(_highs(ses, lam, gap, time_limit, progress, out[-1].q if out else None))
+        ses.purge()
     return out
 
 # %% ../nbs/05_solvers.ipynb #e64e9301
