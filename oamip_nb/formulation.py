@@ -17,7 +17,7 @@ from .network import Network, Stage, per_unit, trace
 from .bounds import Bounds, box_bounds, pre_upper, subtract
 
 # %% auto #0
-__all__ = ['SPARSITIES', 'Sparsity', 'sparsity_term', 'windows', 'Literal', 'literal_problem', 'Program', 'build_program']
+__all__ = ['COSTS', 'Sparsity', 'sparsity_term', 'windows', 'Literal', 'literal_problem', 'Program', 'build_program']
 
 # %% ../nbs/04_formulation.ipynb #b14347d3
 @dataclass(frozen=True, eq=False)
@@ -32,22 +32,22 @@ class Sparsity:
         "Value of the sparsity term"
         return float(np.sort(self.weights@s+self.const)[-self.top:].sum())
 
-# %% ../nbs/04_formulation.ipynb #a909e735
-SPARSITIES = ('published', 'largest', 'layers', 'units', 'params', 'macs')
+# %% ../nbs/04_formulation.ipynb #07046e3a
+COSTS = ('published', 'largest', 'layers', 'units', 'params', 'macs')
 
 def _unit_costs(net, cost):
     "Share of the network's cost that one unit of each layer frees, all other units kept"
     full = net.costs.full[cost]; count = getattr(net.costs, cost)
     free = [np.full(k, (full-count({n:k-1}))/full) for n,k in net.units.items()]
-    if not sum(f.sum() for f in free): raise ValueError(f"sparsity='{cost}': no unit of this network can be removed")
+    if not sum(f.sum() for f in free): raise ValueError(f"cost='{cost}': no unit of this network can be removed")
     return np.concatenate(free)[None]
 
 def sparsity_term(
     net:Network,
-    name:str='layers', # One of `SPARSITIES`
+    name:str='units', # One of `COSTS`
 )->Sparsity: # Linear forms over all scores, layers in forward order
     "The sparsity term R of the objective; ValueError for an unknown name"
-    if name not in SPARSITIES: raise ValueError(f"sparsity: expected one of {', '.join(SPARSITIES)}; got '{name}'")
+    if name not in COSTS: raise ValueError(f"cost: expected one of {', '.join(COSTS)}; got '{name}'")
     if name in ('units','params','macs'): return Sparsity(name, _unit_costs(net, name), np.zeros(1), 1)
     ks = list(net.units.values()); K = len(ks)
     kernel = [s.weight[0,0].numel() if name=='published' and s.weight.dim()==4 else 1 for s in net.stages if s.name in net.units]
@@ -134,13 +134,13 @@ def _check_maxpool(net, mode):
     for a,b in zip(net.stages, net.stages[1:]):
         if mode=='binary' and b.kind=='maxpool' and a.kind!='relu': raise NotImplementedError(f"module '{b.name}': maxpool='binary' needs the ReLU before the pooling; use maxpool='frozen'")
 
-# %% ../nbs/04_formulation.ipynb #af46c12d
+# %% ../nbs/04_formulation.ipynb #1f9238b0
 def literal_problem(
     net:Network,
     x:Tensor, # Calibration images, shape (n, *image shape)
     y:Tensor, # Labels, shape (n,)
     lam:float=5., # Weight of the cross-entropy, > 0; larger keeps more
-    sparsity:str='layers', # One of `SPARSITIES`
+    cost:str='units', # What the sparsity term counts, one of `COSTS`
     eps:float=1e-5, # Half-width of the input box behind the bounds
     relax:bool=False, # Let the ReLU binaries take any value in [0, 1]
     maxpool:str='frozen', # 'frozen' or 'binary'
@@ -154,7 +154,7 @@ def literal_problem(
     for i,st in enumerate(net.stages):
         z,more = _literal_stage(st, z, tuple(dense[i].shape[1:]), s, b.lo[max(i-1,0)], b.hi[max(i-1,0)], dense[i], relax, maxpool)
         rows += more
-    ce,R = _ce_expr(z, y), _top_expr(sparsity_term(net, sparsity), cp.hstack(list(s.values())))
+    ce,R = _ce_expr(z, y), _top_expr(sparsity_term(net, cost), cp.hstack(list(s.values())))
     return Literal(cp.Problem(cp.Minimize(lam*ce+R), rows), s, z)
 
 # %% ../nbs/04_formulation.ipynb #c0eab2b9
@@ -369,11 +369,11 @@ def violation(self:Program, q:np.ndarray)->float:
     r = self.A@q
     return float(max([0,*(np.r_[(self.lo-r), (r-self.hi), self.lb-q, q-self.ub]).clip(0)]))
 
-# %% ../nbs/04_formulation.ipynb #267cf4ee
+# %% ../nbs/04_formulation.ipynb #1544252a
 @patch
 def to_cvxpy(self:Program,
     lam:float=5., # Weight of the cross-entropy, > 0
-    sparsity:str='layers', # One of `SPARSITIES`
+    cost:str='units', # What the sparsity term counts, one of `COSTS`
 )->tuple: # (cp.Problem, cp.Variable of all columns)
     "The program for a cvxpy solver; always name the solver when solving"
     q = cp.Variable(len(self.lb), boolean=(np.flatnonzero(self.integer),)) if self.integer.any() else cp.Variable(len(self.lb))
@@ -382,4 +382,4 @@ def to_cvxpy(self:Program,
     for side,end in ((1,self.hi),(-1,-self.lo)):
         k = np.isfinite(end)
         if k.any(): rows.append(side*(self.A[k]@q)<=end[k])
-    return cp.Problem(cp.Minimize(lam*_ce_expr(f, self.y)+_top_expr(sparsity_term(self.net, sparsity), q[:self.n_scores])), rows), q
+    return cp.Problem(cp.Minimize(lam*_ce_expr(f, self.y)+_top_expr(sparsity_term(self.net, cost), q[:self.n_scores])), rows), q

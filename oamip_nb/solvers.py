@@ -264,11 +264,11 @@ def _check_solve(lam, gap, time_limit):
 
 _LIMITS = dict(CLARABEL=lambda t: dict(time_limit=t), MOSEK=lambda t: dict(mosek_params=dict(MSK_DPAR_OPTIMIZER_MAX_TIME=t)), SCS=lambda t: dict(time_limit_secs=t))
 
-# %% ../nbs/05_solvers.ipynb #85ec9e00
+# %% ../nbs/05_solvers.ipynb #c52f6fff
 def solve(
     p:Program, # From `build_program`
     lam:float=5., # Weight of the cross-entropy, > 0; larger keeps more
-    sparsity:str='layers', # One of `SPARSITIES`
+    cost:str='units', # What the sparsity term counts, one of `COSTS`
     solver:str|None=None, # 'HIGHS' (None means this), 'CLARABEL', 'MOSEK' or another cvxpy solver with exponential cones
     gap:float=1e-3, # Relative gap at which the answer counts as optimal, > 0
     time_limit:float|None=None, # Wall-clock seconds, None for no limit
@@ -276,31 +276,31 @@ def solve(
 )->Solution: # The incumbent is returned whatever happens: read `certificate.status`
     "Solve a program; Ctrl-C and the time limit return the incumbent with its gap; ValueError names a bad argument or solver"
     _check_solve(lam, gap, time_limit)
-    if (solver or 'HIGHS').upper()=='HIGHS': return _highs(_Session(p, sparsity_term(p.net, sparsity)), lam, gap, time_limit, progress)
-    return _cvxpy(p, lam, sparsity, solver.upper(), gap, time_limit, progress)
+    if (solver or 'HIGHS').upper()=='HIGHS': return _highs(_Session(p, sparsity_term(p.net, cost)), lam, gap, time_limit, progress)
+    return _cvxpy(p, lam, cost, solver.upper(), gap, time_limit, progress)
 
 def solve_path(
     p:Program, # From `build_program`
     lams, # Weights of the cross-entropy, each > 0
-    sparsity:str='layers', # One of `SPARSITIES`
+    cost:str='units', # What the sparsity term counts, one of `COSTS`
     gap:float=1e-3, # Relative gap per solve
     time_limit:float|None=None, # Wall-clock seconds per solve
     progress=None, # As in `solve`
 )->list: # One `Solution` per weight, in the given order
     "Solve for several weights: rows and tangents found for one serve the next"
-    ses,out = _Session(p, sparsity_term(p.net, sparsity)),[]
+    ses,out = _Session(p, sparsity_term(p.net, cost)),[]
     for lam in lams:
         _check_solve(lam, gap, time_limit); out.append(_highs(ses, lam, gap, time_limit, progress, out[-1].q if out else None))
         ses.purge()
     return out
 
-# %% ../nbs/05_solvers.ipynb #e64e9301
-def _cvxpy(p, lam, sparsity, solver, gap, time_limit, progress):
+# %% ../nbs/05_solvers.ipynb #c9fb372a
+def _cvxpy(p, lam, cost, solver, gap, time_limit, progress):
     "Solve through cvxpy, then bound by tangents"
     if solver not in cp.installed_solvers(): raise ValueError(f"solver='{solver}' is not installed; available: {', '.join(available_solvers())}")
     if not licensed(solver): raise ValueError(f"solver='{solver}': no licence answers; available without one: HIGHS, CLARABEL")
-    sps = sparsity_term(p.net, sparsity); se = _Search(p, lam, sps, gap, time_limit, progress)
-    problem,q = p.to_cvxpy(lam, sparsity); limit = _LIMITS[solver](time_limit) if time_limit is not None and solver in _LIMITS else {}
+    sps = sparsity_term(p.net, cost); se = _Search(p, lam, sps, gap, time_limit, progress)
+    problem,q = p.to_cvxpy(lam, cost); limit = _LIMITS[solver](time_limit) if time_limit is not None and solver in _LIMITS else {}
     try: problem.solve(solver=solver, **limit)
     except cp.SolverError as e:
         if q.value is None: raise ValueError(f"solver='{solver}' cannot solve this program ({e}); the exact program needs HIGHS or MOSEK, or relax=True") from e
