@@ -196,7 +196,14 @@ class _Search:
         if whole and f<self.best and self.p.violation(q)<=FEASIBLE: self.q,self.best = q,f
         return f
 
-# %% ../nbs/05_solvers.ipynb #fdbaaf95
+# %% ../nbs/05_solvers.ipynb #63145702
+@patch
+def way_to(self:_Search, q):
+    "The last feasible point on the line from the incumbent to `q`"
+    p = self.p; at,d = p.A@self.q,p.A@(q-self.q)
+    with np.errstate(divide='ignore', invalid='ignore'): room = np.where(d>1e-12, (p.hi-at)/d, np.where(d<-1e-12, (p.lo-at)/d, np.inf))
+    return self.q+float(np.clip(room.min(initial=1.), 0, 1))*(q-self.q)
+
 @patch
 def note(self:_Search, bound=None):
     "Record the bound and tell whoever watches"
@@ -216,14 +223,14 @@ def certificate(self:_Search, status, solver, note=''):
     bound = float(self.bound) if np.isfinite(self.bound) else None
     return Certificate(status, float(self.best), bound, rel_gap(self.best, bound), self.p.region, time.time()-self.t0, solver, _version(solver.upper()), note)
 
-# %% ../nbs/05_solvers.ipynb #62fb82f5
+# %% ../nbs/05_solvers.ipynb #bd68cda4
 def _continuous(ses, se, gap, is_bound):
     "Tangent loop with the binaries relaxed (`is_bound`) or fixed; returns the last point"
     q,least,idle = None,np.inf,0
     while not se.late and idle<20:
         new,t,low = ses.run(se.deadline, se.lam)
         if new is None: break
-        q = new; worst = ses.send_violated(q); f = se.offer(q); se.note(low if is_bound else None)
+        q = new; worst = ses.send_violated(q); f = se.offer(q); se.offer(se.way_to(q)); se.note(low if is_bound else None)
         over = np.flatnonzero(se.p.losses(q)-t>1e-10); left = max(worst, f-low)
         if worst<=FEASIBLE and (f-low<=gap*max(abs(f),1e-9) or not len(over)) or is_bound and se.closed: break
         least,idle = (left,0) if left<.9*least else (least,idle+1) # rounding ends progress at about 1e-7
