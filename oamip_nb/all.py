@@ -1,0 +1,18 @@
+"""Everything that a notebook or a script needs: `from oamip_nb.all import *`.
+
+Kept by hand, like fastai's own `all` modules. The names of this package come last: where fastai has the same one, ours is meant.
+"""
+from fastai.basics import *
+from fastai.callback.progress import *
+from fastai.callback.schedule import *
+from .data import *
+from .models import *
+from .network import *
+from .bounds import *
+from .formulation import *
+from .solvers import *
+from .importance import *
+from .pruning import *
+from .callbacks import *
+from .baselines import *
+from .plots import *
