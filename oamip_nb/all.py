@@ -12,6 +12,7 @@ from .bounds import *
 from .formulation import *
 from .solvers import *
 from .importance import *
+from .descent import *
 from .pruning import *
 from .callbacks import *
 from .baselines import *

@@ -66,7 +66,7 @@ def _train(learn, fit, epochs):
         with learn.no_bar(): fit(epochs)
     finally: learn.logger = before
 
-# %% ../nbs/15_cli.ipynb #464b16fa
+# %% ../nbs/15_cli.ipynb #aea891e2
 def _watch():
     "A progress function that prints a line at growing distances"
     due = .25
@@ -74,7 +74,7 @@ def _watch():
         nonlocal due
         if seconds<due: return
         due = max(seconds+.5, 1.25*seconds)
-        print(f'          {seconds:7.1f} s: best {objective:.6f}, ' + (f'bound {bound:.6f}' if -inf<bound else 'no bound yet'), flush=True)
+        print(f'          {seconds:7.1f} s: best {objective:.6f}, ' + ('no bound' if bound in (None, -inf) else f'bound {bound:.6f}'), flush=True)
     return show
 
 # %% ../nbs/15_cli.ipynb #2cacc798
@@ -112,15 +112,16 @@ def _verdicts(rep):
     out += [f'OAMIP against dense: {_against(ours, d.loc["dense"])}', f'OAMIP fine-tuned against dense: {_against(tuned, d.loc["dense"])}']
     return out+['The controls remove as many units of each layer, and were not fine-tuned.']
 
-# %% ../nbs/15_cli.ipynb #41455b37
-def _certificate(imp, draws, note):
+# %% ../nbs/15_cli.ipynb #3d4d8e2d
+def _certificate(o, imp, draws):
     "Lines on the solver's answer and on how the table was made"
-    c,s = imp.certificate,imp.settings
+    c = imp.certificate
     known = 'no bound' if c.bound is None else f'bound {c.bound:.6f}, gap {c.gap:.2g}'
-    return [f'solver       {c.solver} {c.version}, method {imp.method}, lam {s["lam"]:g}, cost {s["cost"]}, {s["n"]} calibration images',
-            f'certificate  {c.status}: objective {c.objective:.6f}, {known}, {c.seconds:.1f} s (limit {s["time_limit"]:g} s)',
+    return [f'solver       {c.solver} {c.version}, method {imp.method}, lam {o.lam:g}, cost {o.cost}, {o.n} calibration images',
+            f'certificate  {c.status}: objective {c.objective:.6f}, {known}, {c.seconds:.1f} s (limit {o.seconds:g} s)',
             f'             speaks for {c.region}' + (f'; {c.note}' if c.note else ''), '             and for the calibration images, not for the accuracy on others',
-            f'random       mean over {draws} draws, interval over all of them', f'latency      {note}']
+            f'random       mean over {draws} draws, interval over all of them',
+            'latency      median of one pass over a batch of 256, in milliseconds; one CPU thread unless on a GPU']
 
 # %% ../nbs/15_cli.ipynb #2423d056
 def _save(o, learn, imp, rep):
@@ -147,17 +148,17 @@ def _score(o, learn):
     if imp.df.score.nunique()==1: warnings.warn(f'every score is {imp.df.score[0]:g}, so the choice of units is arbitrary; give the solver more --seconds, or take another --lam')
     return imp
 
-# %% ../nbs/15_cli.ipynb #3e6b21c5
+# %% ../nbs/15_cli.ipynb #1150b2eb
 def _prune(o, learn, imp, say):
     "Remove, fine-tune and compare; the report"
-    rep = learn.prune(imp, **_criterion(o)); sel = rep.origin.selection; gone = sum(sel.removed.values())
+    rep = learn.prune(imp, **_criterion(o), name='OAMIP'); sel = rep.origin.selection; gone = sum(sel.removed.values())
     if not gone: raise ValueError(f'nothing to remove: the lowest score is {min(float(s.min()) for s in imp.scores.values()):.3g}; raise --threshold, or use --params')
     say('removed for real: ' + ', '.join(f'{k} of {len(sel.keep[n])} in {n}' for n,k in sel.removed.items()) + '; fine-tuning for one epoch')
     _train(learn, partial(learn.fine_tune_pruned, lr=o.lr/10), 1)
     say('comparing with the controls on test images')
     with learn.no_bar(), redirect_stdout(None): return _renamed(rep.compare(learn, seed=o.seed)) # fastprogress prints a mark even for a bar that is not shown
 
-# %% ../nbs/15_cli.ipynb #11a5ebcf
+# %% ../nbs/15_cli.ipynb #185bd0f6
 def _run(o):
     "The whole run; prints as it goes and returns the report"
     _check(o); _criterion(o); Path(o.out).mkdir(parents=True, exist_ok=True); say = _clock()
@@ -168,7 +169,7 @@ def _run(o):
     _train(learn, learn.fit_one_cycle, o.epochs)
     say(f'scoring its units on {o.n} validation images, for at most {o.seconds:g} s (Ctrl-C: go on with the best so far)')
     imp = _score(o, learn); rep = _prune(o, learn, imp, say)
-    print(f'\n{_table(rep)}\n', *_verdicts(rep), '', *_certificate(imp, dict(rep.rows)['random']['draws'], 'median of one pass over a batch of 256, in milliseconds; one CPU thread unless on a GPU'), '', sep='\n')
+    print(f'\n{_table(rep)}\n', *_verdicts(rep), '', *_certificate(o, imp, dict(rep.rows)['random']['draws']), '', sep='\n')
     print('written:', *_save(o, learn, imp, rep), sep='\n  ')
     print(f'load it:  load_pruned({str(Path(o.out)/"pruned.safetensors")!r}, {o.model}({tuple(rep.origin.example.shape[1:])}, classes={learn.dls.c}))')
     say('done'); return rep
