@@ -16,4 +16,5 @@ from .descent import *
 from .pruning import *
 from .callbacks import *
 from .baselines import *
+from .repair import *
 from .plots import *
