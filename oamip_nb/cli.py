@@ -136,17 +136,21 @@ def _save(o, learn, imp, rep):
         ax.figure.savefig(out/f'{name}.png', dpi=120); plt.close(ax.figure); files.append(out/f'{name}.png')
     return files
 
-# %% ../nbs/15_cli.ipynb #21e25938
+# %% ../nbs/15_cli.ipynb #b6707394
 def _clock():
     "A print that starts with the seconds since this call"
     start = time.time()
     return lambda text: print(f'[{time.time()-start:5.1f} s] {text}', flush=True)
 
+def _ranked(imp):
+    "The scores, unless they are all the same: then nothing says what should go"
+    if imp.df.score.nunique()>1: return imp
+    raise ValueError(f'every score is {imp.df.score[0]:g} ({imp.certificate.status} after {imp.certificate.seconds:.1f} s), which ranks nothing; give more --seconds, a smaller --n or another --lam')
+
 def _score(o, learn):
-    "Scores of the trained network"
+    "Scores of the trained network; ValueError if they are all the same"
     imp = learn.neuron_importance(n=o.n, lam=o.lam, seed=o.seed, method=o.method, solver=o.solver, cost=o.cost, time_limit=o.seconds, gap=o.gap, progress=_watch())
-    if imp.df.score.nunique()==1: warnings.warn(f'every score is {imp.df.score[0]:g}, so the choice of units is arbitrary; give the solver more --seconds, or take another --lam')
-    return imp
+    return _ranked(imp)
 
 # %% ../nbs/15_cli.ipynb #1150b2eb
 def _prune(o, learn, imp, say):
