@@ -17,7 +17,7 @@ from .network import Network, Stage, per_unit, trace
 from .bounds import Bounds, box_bounds, pre_upper, subtract
 
 # %% auto #0
-__all__ = ['COSTS', 'Sparsity', 'sparsity_term', 'windows', 'Literal', 'literal_problem', 'Program', 'build_program']
+__all__ = ['COSTS', 'Sparsity', 'sparsity_term', 'windows', 'Literal', 'literal_problem', 'Program', 'build_program', 'restrict']
 
 # %% ../nbs/04_formulation.ipynb #b14347d3
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ def literal_problem(
     ce,R = _ce_expr(z, y), _top_expr(sparsity_term(net, cost), cp.hstack(list(s.values())))
     return Literal(cp.Problem(cp.Minimize(lam*ce+R), rows), s, z)
 
-# %% ../nbs/04_formulation.ipynb #c0eab2b9
+# %% ../nbs/04_formulation.ipynb #2fde464e
 @dataclass(frozen=True, eq=False)
 class Program:
     "The score-space program: logits `c + J q`, rows `lo <= A q <= hi`, bounds `lb <= q <= ub`; the first `n_scores` columns of q are the scores"
@@ -173,9 +173,14 @@ class Program:
     integer:np.ndarray # True for the binary columns
     dense:np.ndarray  # The dense network as a point q: all scores one
     region:str        # Where the program looks, in words
+    spread:sp.csr_matrix # Scores of the units from the score columns, (units, score columns); the identity without groups
 
     @property
-    def n_scores(self): return sum(self.net.units.values())
+    def n_scores(self): return self.spread.shape[1]
+    def sparsity(self, cost:str|None): # Sparsity term over the score columns; None for none (a budget in its place)
+        if cost is None: return Sparsity('none', np.zeros((1,self.n_scores)), np.zeros(1), 1)
+        t = sparsity_term(self.net, cost)
+        return replace(t, weights=t.weights@self.spread)
     def __repr__(self):
         return f'Program: {len(self.y)} images, {self.n_scores} scores, {int(self.integer.sum())} binaries, {len(self.lb)-self.n_scores-int(self.integer.sum())} other columns, {self.A.shape[0]} rows, {self.A.nnz:,} entries; {self.region}'
 
@@ -323,7 +328,7 @@ def _check_batch(net, x, y):
     if n.max()>n.min()+1: warnings.warn(f'unbalanced calibration batch: {n.min()} to {n.max()} images per class; the scores will favour the frequent classes')
     return y.numpy()
 
-# %% ../nbs/04_formulation.ipynb #4a5df924
+# %% ../nbs/04_formulation.ipynb #33fef626
 def build_program(
     net:Network,
     x:Tensor, # Calibration images, shape (n, *image shape)
@@ -343,14 +348,14 @@ def build_program(
     for i,st in enumerate(net.stages):
         a = _step(bd, st, a, prev, tuple(dense[i].shape[1:]), own[st.gate], b.lo[max(i-1,0)], b.hi[max(i-1,0)], dense[i], maxpool); prev = st.kind
     A,lo,hi = bd.matrix(); J = np.zeros((len(x), a.c.shape[1], len(bd.lb))); J[:,:,a.ids] = a.J.transpose(0,2,1)
-    return Program(net, y, a.c, J, A, lo, hi, bd.lb, bd.ub, bd.integer&(not relax), bd.one, f'{b.region}; signs frozen by these bounds')
+    return Program(net, y, a.c, J, A, lo, hi, bd.lb, bd.ub, bd.integer&(not relax), bd.one, f'{b.region}; signs frozen by these bounds', sp.identity(sum(net.units.values()), format='csr'))
 
-# %% ../nbs/04_formulation.ipynb #42edbcc0
+# %% ../nbs/04_formulation.ipynb #3662187b
 @patch
 def scores(self:Program, q:np.ndarray)->dict: # Layer path -> scores (units,), clipped to [0, 1]
     "The scores in the point `q`"
     ends = np.cumsum(list(self.net.units.values()))
-    return dict(zip(self.net.units, np.split(np.clip(q[:self.n_scores],0,1), ends[:-1])))
+    return dict(zip(self.net.units, np.split(np.clip(self.spread@q[:self.n_scores],0,1), ends[:-1])))
 
 @patch
 def losses(self:Program, q:np.ndarray)->np.ndarray: # Cross-entropy of each image, (n,)
@@ -369,7 +374,7 @@ def violation(self:Program, q:np.ndarray)->float:
     r = self.A@q
     return float(max([0,*(np.r_[(self.lo-r), (r-self.hi), self.lb-q, q-self.ub]).clip(0)]))
 
-# %% ../nbs/04_formulation.ipynb #1544252a
+# %% ../nbs/04_formulation.ipynb #0bff2a8b
 @patch
 def to_cvxpy(self:Program,
     lam:float=5., # Weight of the cross-entropy, > 0
@@ -382,4 +387,62 @@ def to_cvxpy(self:Program,
     for side,end in ((1,self.hi),(-1,-self.lo)):
         k = np.isfinite(end)
         if k.any(): rows.append(side*(self.A[k]@q)<=end[k])
-    return cp.Problem(cp.Minimize(lam*_ce_expr(f, self.y)+_top_expr(sparsity_term(self.net, cost), q[:self.n_scores])), rows), q
+    return cp.Problem(cp.Minimize(lam*_ce_expr(f, self.y)+_top_expr(self.sparsity(cost), q[:self.n_scores])), rows), q
+
+# %% ../nbs/04_formulation.ipynb #c6a2a5f0
+def _columns_of(p, name): # score columns of one layer
+    ends = np.cumsum([0,*p.net.units.values()]); i = list(p.net.units).index(name)
+    return np.unique(p.spread[ends[i]:ends[i+1]].indices)
+
+def _grouped(p, groups):
+    "Merge the columns of units that share a group"
+    parts,k = [],0
+    for n,u in p.net.units.items():
+        g = np.arange(u) if n not in groups else np.asarray(groups[n])
+        if g.shape!=(u,): raise ValueError(f"groups['{n}']: expected one group number per unit, shape ({u},), got {g.shape}")
+        _,i = np.unique(g, return_inverse=True); parts.append(i+k); k += i.max()+1
+    col,N,m = np.concatenate(parts),p.n_scores,len(p.lb)-p.n_scores
+    T = sp.block_diag([sp.csr_matrix((np.ones(N), (np.arange(N), col)), shape=(N,k)), sp.identity(m)], format='csr')
+    lb,ub = np.r_[np.zeros(k), p.lb[N:]],np.r_[np.ones(k), p.ub[N:]]
+    np.maximum.at(lb, col, p.lb[:N]); np.minimum.at(ub, col, p.ub[:N])
+    J = (T.T@p.J.reshape(-1, p.J.shape[2]).T).T.reshape(*p.J.shape[:2], -1)
+    return replace(p, J=J, A=(p.A@T).tocsr(), lb=lb, ub=ub, integer=np.r_[np.zeros(k,bool), p.integer[N:]], dense=np.r_[np.ones(k), p.dense[N:]], spread=T[:N,:k].tocsr())
+
+# %% ../nbs/04_formulation.ipynb #4326c71f
+def _with_row(p, w, lo, hi): # one more row lo <= w @ scores <= hi, w over the units
+    row = np.r_[p.spread.T@w, np.zeros(len(p.lb)-p.n_scores)]
+    return replace(p, A=sp.vstack([p.A, sp.csr_matrix(row)], format='csr'), lo=np.r_[p.lo,lo], hi=np.r_[p.hi,hi])
+
+def _budget_row(net, what, remove):
+    "Weights w and right side of the linearised budget w @ s <= rhs, at the uniform score that meets it"
+    count,full = getattr(net.costs, what),net.costs.full[what]
+    at = lambda t: float(count({n:t*k for n,k in net.units.items()}))/full
+    if at(0.)>=1-remove: raise ValueError(f'budget: {remove:g} of the {what} cannot go; {1-at(0.):.3g} can, with nothing left')
+    lo,hi = 0.,1.
+    for _ in range(60): mid = (lo+hi)/2; lo,hi = (mid,hi) if at(mid)<=1-remove else (lo,mid)
+    t = torch.tensor([lo*k for k in net.units.values()], dtype=torch.float64, requires_grad=True)
+    g, = torch.autograd.grad(count(dict(zip(net.units, t)))/full, t)
+    w = np.repeat(g.numpy(), list(net.units.values()))
+    return w, 1-remove-at(lo)+float(g@t.detach())
+
+# %% ../nbs/04_formulation.ipynb #40383c99
+def restrict(
+    p:Program,
+    groups:dict|None=None, # Layer path -> group number of each unit (units,)
+    protect=(), # Layers that stay whole
+    caps:dict|None=None, # Layer path -> largest fraction of its scores that may go, in [0, 1]
+    budget:dict|None=None, # dict(units=f), dict(params=f) or dict(macs=f): fraction to remove, linearised for the last two
+)->Program: # The same program with these limits; s = 1 is no longer feasible under a budget
+    "Shrink or limit a program; ValueError names the argument that does not fit"
+    for n in [*(groups or {}), *protect, *(caps or {})]:
+        if n not in p.net.units: raise ValueError(f"'{n}' is no prunable layer; there are {', '.join(p.net.units)}")
+    if groups: p = _grouped(p, groups)
+    ends = dict(zip(p.net.units, np.cumsum([0,*p.net.units.values()])))
+    if protect:
+        lb = p.lb.copy(); lb[np.concatenate([_columns_of(p, n) for n in protect])] = 1; p = replace(p, lb=lb)
+    for n,c in (caps or {}).items():
+        w = np.zeros(sum(p.net.units.values())); w[ends[n]:ends[n]+p.net.units[n]] = 1; p = _with_row(p, w, (1-c)*p.net.units[n], np.inf)
+    if budget:
+        (what,f), = budget.items(); w,rhs = _budget_row(p.net, what, f); p = _with_row(p, w, -np.inf, rhs)
+        p = replace(p, region=f'{p.region}; {what} kept at most {1-f:g}' + ('' if what=='units' else ', linearised'))
+    return p
