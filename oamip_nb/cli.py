@@ -15,7 +15,7 @@ from fastcore.script import call_parse
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/15_cli.ipynb #e3b60722
+# %% ../nbs/15_cli.ipynb #222328f2
 def _require(ok, option, what, got):
     if not ok: raise ValueError(f'--{option}: expected {what}, got {got}')
 
@@ -27,6 +27,7 @@ def _check(o):
     _require(0<=o.seed<2**32, 'seed', 'a whole number in 0..2**32-1', o.seed)
     _require(o.params is None or 0<o.params<1, 'params', 'the fraction of parameters to remove, between 0 and 1', o.params)
     if o.params is not None and o.threshold is not None: raise ValueError('--params and --threshold both say what goes: give one of them')
+    if o.budget and o.threshold is not None: raise ValueError('--budget needs --params, not --threshold')
 
 # %% ../nbs/15_cli.ipynb #bd2df515
 def _criterion(o):
@@ -45,13 +46,14 @@ def _learner(o):
     dls = image_dls(o.dataset, size=o.size, path=o.data, seed=o.seed)
     return Learner(dls, create_model(o.model, dls, seed=o.seed), lr=o.lr, metrics=accuracy)
 
-# %% ../nbs/15_cli.ipynb #ba179183
+# %% ../nbs/15_cli.ipynb #1c9d4b94
 def _check_scoring(o, learn):
-    "ValueError for a method, cost, solver or calibration batch that does not exist"
+    "ValueError for a method, cost, solver, repair or calibration batch that does not exist"
     from oamip_nb.formulation import COSTS
     from oamip_nb.importance import METHODS
+    from oamip_nb.repair import HOWS
     from oamip_nb.solvers import available_solvers, licensed
-    for k,names in dict(method=METHODS, cost=COSTS, solver=available_solvers()).items():
+    for k,names in dict(method=METHODS, cost=COSTS, solver=available_solvers(), repair=('none', *HOWS)).items():
         v = getattr(o, k); _require(v in names, k, f'one of {", ".join(names)}', f"'{v}'")
     _require(licensed(o.solver), 'solver', 'a solver that can run here', f'{o.solver}, for which no licence answers; HIGHS needs none')
     found = len(learn.dls.valid.dataset); _require(o.n<=found, 'n', f'at most {found}, the number of validation images', o.n)
@@ -98,7 +100,7 @@ def _table(rep):
     lines = ['  '.join([r[0].ljust(w[0]), *(v.rjust(k) for v,k in zip(r[1:], w[1:]))]) for r in rows]
     return '\n'.join([*lines[:2], '-'*len(lines[1]), *lines[2:]])
 
-# %% ../nbs/15_cli.ipynb #826d291e
+# %% ../nbs/15_cli.ipynb #d363ce53
 def _against(a, b):
     "How two accuracies compare, by their intervals"
     if a.low>b.high: return 'higher, the intervals do not overlap'
@@ -107,21 +109,22 @@ def _against(a, b):
 
 def _verdicts(rep):
     "One line for each comparison that the table allows"
-    d = rep.df.set_index('network', drop=False); ours,tuned = d.loc['OAMIP'],d.loc['OAMIP fine-tuned']
-    out = [f'OAMIP against {n}: {_against(ours, d.loc[n])}' for n in d.network if n not in ('dense','OAMIP','OAMIP fine-tuned')]
-    out += [f'OAMIP against dense: {_against(ours, d.loc["dense"])}', f'OAMIP fine-tuned against dense: {_against(tuned, d.loc["dense"])}']
-    return out+['The controls remove as many units of each layer, and were not fine-tuned.']
+    rows,d = dict(rep.rows),rep.df.set_index('network'); how = {n:r.get('repair') for n,r in rows.items()}
+    others = [n for n in rows if n not in ('dense','OAMIP','OAMIP fine-tuned')]
+    fair = lambda n: _against(d.loc['OAMIP'], d.loc[n]) if how[n]==how['OAMIP'] else 'one is repaired and the other is not: no ranking'
+    return [f'OAMIP against {n}: {fair(n)}' for n in others]+[f'{n} against dense: {_against(d.loc[n], d.loc["dense"])}' for n in ('OAMIP','OAMIP fine-tuned')]+[
+        'The controls remove as many units of each layer, and were not fine-tuned.'+(f' Repaired: {", ".join(n for n in rows if how[n])}.' if any(how.values()) else '')]
 
-# %% ../nbs/15_cli.ipynb #3d4d8e2d
+# %% ../nbs/15_cli.ipynb #dded6e6c
 def _certificate(o, imp, draws):
     "Lines on the solver's answer and on how the table was made"
-    c = imp.certificate
-    known = 'no bound' if c.bound is None else f'bound {c.bound:.6f}, gap {c.gap:.2g}'
-    return [f'solver       {c.solver} {c.version}, method {imp.method}, lam {o.lam:g}, cost {o.cost}, {o.n} calibration images',
-            f'certificate  {c.status}: objective {c.objective:.6f}, {known}, {c.seconds:.1f} s (limit {o.seconds:g} s)',
-            f'             speaks for {c.region}' + (f'; {c.note}' if c.note else ''), '             and for the calibration images, not for the accuracy on others',
-            f'random       mean over {draws} draws, interval over all of them',
-            'latency      median of one pass over a batch of 256, in milliseconds; one CPU thread unless on a GPU']
+    c,aim = imp.certificate,f'budget {_criterion(o)}' if o.budget else f'lam {o.lam:g}, cost {o.cost}'
+    out,end = [f'scores       method {imp.method}, {aim}, {o.n} calibration images'],[f'random       mean over {draws} draws, interval over all of them',
+        'latency      median of one pass over a batch of 256, in milliseconds; one CPU thread unless on a GPU']
+    if c is None: return [*out, 'certificate  none: no solver was asked', *end]
+    known = ', '.join(f'{k} {v:{f}}' for k,v,f in (('bound',c.bound,'.6f'), ('gap',c.gap,'.2g')) if v is not None) or 'no bound'
+    return [*out, f'solver       {c.solver} {c.version}', f'certificate  {c.status}: objective {c.objective:.6f}, {known}, {c.seconds:.1f} s (limit {o.seconds:g} s)',
+            f'             speaks for {c.region}' + (f'; {c.note}' if c.note else ''), '             and for the calibration images, not for the accuracy on others', *end]
 
 # %% ../nbs/15_cli.ipynb #2423d056
 def _save(o, learn, imp, rep):
@@ -136,7 +139,7 @@ def _save(o, learn, imp, rep):
         ax.figure.savefig(out/f'{name}.png', dpi=120); plt.close(ax.figure); files.append(out/f'{name}.png')
     return files
 
-# %% ../nbs/15_cli.ipynb #b6707394
+# %% ../nbs/15_cli.ipynb #b993fb39
 def _clock():
     "A print that starts with the seconds since this call"
     start = time.time()
@@ -145,17 +148,18 @@ def _clock():
 def _ranked(imp):
     "The scores, unless they are all the same: then nothing says what should go"
     if imp.df.score.nunique()>1: return imp
-    raise ValueError(f'every score is {imp.df.score[0]:g} ({imp.certificate.status} after {imp.certificate.seconds:.1f} s), which ranks nothing; give more --seconds, a smaller --n or another --lam')
+    c = imp.certificate; when = f' ({c.status} after {c.seconds:.1f} s)' if c else ''
+    raise ValueError(f'every score is {imp.df.score[0]:g}{when}, which ranks nothing; give more --seconds, a smaller --n or another --lam')
 
 def _score(o, learn):
     "Scores of the trained network; ValueError if they are all the same"
-    imp = learn.neuron_importance(n=o.n, lam=o.lam, seed=o.seed, method=o.method, solver=o.solver, cost=o.cost, time_limit=o.seconds, gap=o.gap, progress=_watch())
-    return _ranked(imp)
+    budget = _criterion(o) if o.budget else None
+    return _ranked(learn.neuron_importance(n=o.n, lam=o.lam, budget=budget, seed=o.seed, method=o.method, solver=o.solver, cost=o.cost, time_limit=o.seconds, gap=o.gap, progress=_watch()))
 
-# %% ../nbs/15_cli.ipynb #1150b2eb
+# %% ../nbs/15_cli.ipynb #5a11c8bd
 def _prune(o, learn, imp, say):
     "Remove, fine-tune and compare; the report"
-    rep = learn.prune(imp, **_criterion(o), name='OAMIP'); sel = rep.origin.selection; gone = sum(sel.removed.values())
+    rep = learn.prune(imp, **_criterion(o), repair=None if o.repair=='none' else o.repair, name='OAMIP'); sel = rep.origin.selection; gone = sum(sel.removed.values())
     if not gone: raise ValueError(f'nothing to remove: the lowest score is {min(float(s.min()) for s in imp.scores.values()):.3g}; raise --threshold, or use --params')
     say('removed for real: ' + ', '.join(f'{k} of {len(sel.keep[n])} in {n}' for n,k in sel.removed.items()) + '; fine-tuning for one epoch')
     _train(learn, partial(learn.fine_tune_pruned, lr=o.lr/10), 1)
@@ -190,16 +194,17 @@ def _clean_exit(debug):
         if debug: raise
         leave(f"error: {' '.join(str(e).split())}", 2)
 
-# %% ../nbs/15_cli.ipynb #f1fcf86d
+# %% ../nbs/15_cli.ipynb #6346b603
 @contextmanager
 def _own_warnings():
     "Show the warnings of this package, one line each, and nobody else's"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore'); warnings.filterwarnings('always', module=r'oamip_nb\.')
+        warnings.filterwarnings('ignore', message='(?s).*Triggered internally') # PyTorch's C++, which names the caller
         warnings.showwarning = lambda message, *args, **kwargs: print(f'oamip: warning: {message}', file=sys.stderr, flush=True)
         yield
 
-# %% ../nbs/15_cli.ipynb #f5da1fce
+# %% ../nbs/15_cli.ipynb #65f02fd5
 @call_parse
 def main(
     dataset:str='digits', # digits, MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, Caltech256, TinyImageNet, or a folder train/<class>/...
@@ -213,10 +218,12 @@ def main(
     params:float=None,    # fraction of the parameters to remove, between 0 and 1; .5 if no --threshold is given
     threshold:str=None,   # remove the units with a lower score instead: a number, or mean for the mean of each layer
     cost:str='units',     # what the sparsity term counts: units, params, macs, published, largest or layers
-    method:str='auto',    # auto, published or relaxed
-    solver:str='HIGHS',   # HIGHS, MOSEK (with a licence), CLARABEL or SCS (both with --method relaxed)
+    budget:bool=False,    # hold the scores to the fraction of --params, in place of --lam
+    method:str='published', # published or relaxed: the program, solved with a certificate; descent, refit or auto: without a bound
+    solver:str='HIGHS',   # of the program: HIGHS, MOSEK (with a licence), CLARABEL or SCS (both with --method relaxed)
     seconds:float=20.,    # time limit of the solver; out of time, the best scores so far are used
     gap:float=1e-3,       # relative gap at which the solver's answer counts as optimal
+    repair:str='none',    # none: weights stay as they are; lstsq or mean: refitted on training images, without training
     seed:int=0,           # seed of the data split, the initial weights, the calibration batch and the random draws
     out:str='oamip_out',  # folder for the pruned network, the table and two figures
     debug:bool=False,     # show the traceback of an error
