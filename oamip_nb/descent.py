@@ -353,7 +353,7 @@ def _filled(plan, T, d, gone, out, fits):
         if u!=out and fits(W:=_flip(T, u)): T = W
     return T
 
-# %% ../nbs/07_descent.ipynb #6f9b429d
+# %% ../nbs/07_descent.ipynb #f22ff3cf
 def _final_scores(plan, M, key):
     "Scores that select(imp, the same budget) turns into exactly this selection: kept in [.99, 1], removed in [0, .01], ordered by worth per price"
     out = {}
@@ -361,12 +361,12 @@ def _final_scores(plan, M, key):
     for n,m,r,i in zip(plan.layers, M, rank.split([len(k) for k in key]), plan.index): out[n] = (torch.where(m>0, .99+.01*r, .01*r))[i]
     return out
 
-def _objective(G, plan, S, batches, loss, extra):
-    "Loss and extra term on the images of step 0"
-    with torch.no_grad():
-        h,y = batches(0); return float(loss(G.tail(h, plan.spread(S)), y).mean()), float(extra(S, 0))
+@torch.no_grad()
+def _mean_loss(G, plan, S, H, x, y, loss): # over all images; H are their inputs of the first gate, or None
+    u = plan.spread(S); heads = H.split(2500) if H is not None else (G.head(b.to(y.device)) for b in x.split(1000))
+    return sum(loss(G.tail(h, u), c).sum().item() for h,c in zip(heads, y.split(2500 if H is not None else 1000)))/len(y)
 
-# %% ../nbs/07_descent.ipynb #b7eb135b
+# %% ../nbs/07_descent.ipynb #d13e5d79
 _CE = partial(F.cross_entropy, reduction='none')
 
 def _setup(model, x, y, gate, groups, protect, caps):
@@ -382,7 +382,7 @@ def _watcher(key, path, progress, t0, time_limit, every=50):
     def watch(t, S, opt, value):
         if t%every: return False
         if path is not None: _save_state(path, key, t, S, opt)
-        if progress: progress(time.time()-t0, float(value), None)
+        if progress: progress(time.time()-t0, value.item(), None)
         if time_limit is not None and time.time()-t0>time_limit: return True
         return key['budget'] is not None and t>.6*key['steps'] and max(float((s*(1-s)).max()) for s in S)<1e-4 # settled
     return watch
@@ -431,19 +431,19 @@ def _importance(net, scores, objective, status, t0, region, note, settings, meth
     cert = Certificate(status, objective, None, None, region, time.time()-t0, 'Adam (torch)', _version('torch'), note)
     return Importance({n:scores[n].detach().float().cpu() for n in net.units}, cert, net.costs, method, settings)
 
-# %% ../nbs/07_descent.ipynb #66104a42
+# %% ../nbs/07_descent.ipynb #75d1bdd0
 def _with_weight(net, run, b, data, o, key, t0, checkpoint):
     "Descend on lam * CE + R(s); the scores stay soft"
     G,plan,R = run['G'],run['plan'],_sparsity_loss(net, run['G'].layers, o['cost'], data[2].device)
     extra = lambda S, t: R(plan.spread(S))
     try: t = _steps(extra=extra, loss=lambda z,y: o['lam']*_CE(z, y), **run); status = 'descended' if t==run['steps'] else 'time_limit'
     except KeyboardInterrupt: status = 'interrupted'
-    ce,r = _objective(G, plan, run['S'], run['batches'], _CE, extra)
+    ce,r = _mean_loss(G, plan, run['S'], *data, _CE),float(extra(run['S'], 0))
     if checkpoint is not None and status=='descended': Path(checkpoint).unlink(missing_ok=True)
     scores = dict(zip(plan.layers, plan.spread([s.detach() for s in run['S']])))
     return _importance(net, scores, o['lam']*ce+r, status, t0, f'all scores in [0, 1], {G.kind} gates, {key["n"]} images', 'best found, not proven', key|dict(ce=ce))
 
-# %% ../nbs/07_descent.ipynb #55c3d8bc
+# %% ../nbs/07_descent.ipynb #0686d075
 _SEARCH = 10_000 # images that rounding and exchanges look at: the first ones given
 
 def _with_budget(net, run, b, data, o, key, t0, checkpoint):
@@ -454,7 +454,7 @@ def _with_budget(net, run, b, data, o, key, t0, checkpoint):
     extra = _budget_loss(plan, b, begin, run['steps'], ramp=.4, polar=20.)
     try: t = _steps(extra=extra, loss=near_accuracy, **run); status = 'descended'
     except KeyboardInterrupt: status = 'interrupted'
-    S = [s.detach() for s in S]; soft = _soft_loss(G, plan, S, H, y)
+    S = [s.detach() for s in S]; soft = _mean_loss(G, plan, S, H, None, y, _CE)
     key_of = lambda M: _by_item(plan, saliency(G, H[:10000], y[:10000], plan.spread([m.to(y.device) for m in M]), _CE))
     M = [m.to(y.device) for m in harden(plan, S, b, key_of([s.round() for s in S]))]; hard = G.mean_loss(H, y, plan.spread(M), _CE)
     M,before,after,swaps = exchange(G, plan, H, y, M, b, seconds=o['search'], seed=o['seed']) if o['search'] else (M, None, None, 0)
@@ -463,7 +463,3 @@ def _with_budget(net, run, b, data, o, key, t0, checkpoint):
     scores = _final_scores(plan, M, _per_price(plan, M, key_of(M), b))
     note = f'loss: soft scores {soft:.4f}, thresholded {hard:.4f}, after {swaps} exchanges {end:.4f}; best found, not proven'
     return _importance(net, scores, end, status, t0, f'selections that remove {b.remove:g} of the {b.what}, {key["n"]} images', note, key|dict(soft_loss=soft, hard_loss=hard, final_loss=end, swaps=swaps))
-
-@torch.no_grad()
-def _soft_loss(G, plan, S, H, y): # mean cross-entropy of the gated network before rounding
-    return sum(_CE(G.tail(h, plan.spread(S)), c).sum().item() for h,c in zip(H.split(2500), y.split(2500)))/len(y)
