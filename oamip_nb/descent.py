@@ -240,6 +240,25 @@ def harden(
         if left()>keep+1e-12: M[l][j] = 0
     return M
 
+# %% ../nbs/07_descent.ipynb #1e186bf9
+def _by_score(plan, S, budget):
+    "Drop items in the order of their scores until the budget holds, then give back what fits"
+    M,S = [torch.ones(len(n)) for n in plan.sizes],[s.cpu() for s in S]
+    order = sorted((float(v),l,j) for l,s in enumerate(S) for j,v in enumerate(s.tolist())); out = []
+    fits = lambda: float(fraction(plan.costs, budget.what, plan.counts(M)))<=1-budget.remove+1e-12
+    for _,l,j in order:
+        if fits(): break
+        if (M[l]*plan.sizes[l]).sum()-plan.sizes[l][j]>=plan.least[l]: M[l][j] = 0; out.append((l,j))
+    for l,j in reversed(out):
+        M[l][j] = 1
+        if not fits(): M[l][j] = 0
+    return M
+
+def _rounded(G, plan, S, budget, key, H, y):
+    "The better of two roundings that meet the budget"
+    tries = [[m.to(y.device) for m in M] for M in (harden(plan, S, budget, key), _by_score(plan, S, budget))]
+    return min(tries, key=lambda M: G.mean_loss(H, y, plan.spread(M), near_accuracy))
+
 # %% ../nbs/07_descent.ipynb #b21f30e4
 def _per_price(plan, M, key, budget):
     c = prices(plan.costs, budget.what, plan.counts(M))
@@ -317,24 +336,24 @@ def _candidates(plan, M, key, budget, top):
         kept |= {t[1:] for t in may[:top]}; gone |= {t[1:] for t in sorted((t for t in flat if not M[t[1]][t[2]]), reverse=True)[:top]}
     return kept, gone
 
-# %% ../nbs/07_descent.ipynb #b93d5c25
+# %% ../nbs/07_descent.ipynb #a29eca89
 def exchange(
     G:Gated, plan,
     H:Tensor, # Inputs of the first gate, (n, units, ...)
     y:Tensor, # Labels, (n,)
     M:list,   # 0/1 masks of the items that meet the budget
     budget:Budget,
-    seconds:float=5., # CPU time for the search, checked between rounds
     loss=soft_error, # What must fall, `loss(logits, labels)` -> (n,)
     top:int=24, # Units considered on each side in a round
     seed:int=0,
-    rounds:int=100, # At most so many rounds
+    rounds:int=20, # At most so many rounds; three in a row without a gain end the search
+    late=lambda: False, # Asked before every round; True ends the search
 )->tuple: # (masks, loss before, loss after, swaps taken)
     "Local search: swaps of units at a fixed budget that lower the loss on all images"
-    t0,gen = time.process_time(),torch.Generator().manual_seed(seed); f0 = f = G.mean_loss(H, y, plan.spread(M), loss); taken = fails = 0
+    gen = torch.Generator().manual_seed(seed); f0 = f = G.mean_loss(H, y, plan.spread(M), loss); taken = fails = 0
     fits = lambda T: float(fraction(plan.costs, budget.what, plan.counts(T)))<=1-budget.remove+1e-12
     for _ in range(rounds):
-        if fails>2 or time.process_time()-t0>seconds: break
+        if fails>2 or late(): break
         i = torch.randperm(len(y), generator=gen)[:2500].to(y.device); key = _by_item(plan, saliency(G, H[:10000], y[:10000], plan.spread(M), loss))
         kept,gone = _candidates(plan, M, key, budget, top*(1+fails)); d,P = _single_flips(G, plan, M, H[i], y[i], loss, kept|gone, None)
         pairs = sorted((d[a]+d[b], a, b) for a in kept for b in gone)
@@ -387,7 +406,7 @@ def _watcher(key, path, progress, t0, time_limit, every=50):
         return key['budget'] is not None and t>.6*key['steps'] and max(float((s*(1-s)).max()) for s in S)<1e-4 # settled
     return watch
 
-# %% ../nbs/07_descent.ipynb #41a8430a
+# %% ../nbs/07_descent.ipynb #690c768d
 def descent_importance(
     model:nn.Module, # Trained network that returns logits; not changed. Its device is used, in bfloat16 on a GPU
     x,               # Calibration images (n, *image shape), n up to all there are; or a DataLoader
@@ -397,14 +416,15 @@ def descent_importance(
     cost:str='units', # Without a budget: what the sparsity term counts, one of `COSTS`
     gate:str='multiply', # One of `GATES`; 'subtract' is the published one
     steps:int=750,   # Steps of Adam, >= 1
-    bs:int=256,      # Images per step
+    bs:int=512,      # Images per step
     lr:float=.02,    # First learning rate, falls along a cosine
-    search:float=5., # CPU seconds for exchanges, 0 for none
+    search:int=20,   # Rounds of exchanges, 0 for none
+    polar:float=20., # Under a budget: how hard the scores are pushed apart in the end, >= 0
     groups:dict|None=None, # Layer path -> group number of each unit (units,)
     protect=(),      # Layers that stay whole
     caps:dict|None=None, # Layer path -> largest fraction of its units that may go
     start:Importance|None=None, # Scores to start from, e.g. of a smaller budget
-    time_limit:float|None=None, # Wall-clock seconds for the descent
+    time_limit:float|None=None, # Wall-clock seconds; checked every 50 steps and between rounds
     checkpoint=None, # File that keeps the state every 50 steps; an interrupted run goes on from it
     progress=None,   # Called with (seconds, loss, None)
     seed:int=0,
@@ -415,10 +435,10 @@ def descent_importance(
     net,G,plan,x,y,device = _setup(model, x, y, 'multiply' if b else gate, groups, protect, caps)
     S = [_start(plan, l, start).to(device).requires_grad_() for l in range(len(plan.layers))]
     batches,H,fits = _batch_source(G, x, y, bs, seed, device)
-    key = dict(budget=budget, lam=lam, cost=cost, gate=G.kind, steps=steps, bs=bs, lr=lr, seed=seed, n=len(x), units=net.units)
+    key = dict(budget=budget, lam=lam, cost=cost, gate=G.kind, steps=steps, bs=bs, lr=lr, polar=polar, seed=seed, n=len(x), units=net.units)
     run = dict(G=G, plan=plan, batches=batches, lr=lr, S=S, state=_load_state(checkpoint, key, S), steps=steps, watch=_watcher(key, checkpoint, progress, t0, time_limit))
     finish = _with_budget if b else _with_weight
-    return finish(net, run, b, (H if fits else None, x, y.to(device)), dict(lam=lam, cost=cost, search=search, seed=seed), key, t0, checkpoint)
+    return finish(net, run, b, (H if fits else None, x, y.to(device)), dict(lam=lam, cost=cost, search=search, seed=seed, polar=polar, limit=time_limit), key, t0, checkpoint)
 
 # %% ../nbs/07_descent.ipynb #ee5ea241
 def _start(plan, l, start):
@@ -443,7 +463,7 @@ def _with_weight(net, run, b, data, o, key, t0, checkpoint):
     scores = dict(zip(plan.layers, plan.spread([s.detach() for s in run['S']])))
     return _importance(net, scores, o['lam']*ce+r, status, t0, f'all scores in [0, 1], {G.kind} gates, {key["n"]} images', 'best found, not proven', key|dict(ce=ce))
 
-# %% ../nbs/07_descent.ipynb #0686d075
+# %% ../nbs/07_descent.ipynb #8c5fd08f
 _SEARCH = 10_000 # images that rounding and exchanges look at: the first ones given
 
 def _with_budget(net, run, b, data, o, key, t0, checkpoint):
@@ -451,13 +471,13 @@ def _with_budget(net, run, b, data, o, key, t0, checkpoint):
     G,plan,(H,x,y),S = run['G'],run['plan'],data,run['S']
     H,y = (G.head(x[:_SEARCH].to(y.device)).detach() if H is None else H[:_SEARCH]),y[:_SEARCH]
     begin = float(fraction(plan.costs, b.what, {n:float(v) for n,v in plan.kept([s.detach() for s in S]).items()}))
-    extra = _budget_loss(plan, b, begin, run['steps'], ramp=.4, polar=20.)
+    extra = _budget_loss(plan, b, begin, run['steps'], ramp=.4, polar=o['polar'])
     try: t = _steps(extra=extra, loss=near_accuracy, **run); status = 'descended'
     except KeyboardInterrupt: status = 'interrupted'
     S = [s.detach() for s in S]; soft = _mean_loss(G, plan, S, H, None, y, _CE)
     key_of = lambda M: _by_item(plan, saliency(G, H[:10000], y[:10000], plan.spread([m.to(y.device) for m in M]), _CE))
-    M = [m.to(y.device) for m in harden(plan, S, b, key_of([s.round() for s in S]))]; hard = G.mean_loss(H, y, plan.spread(M), _CE)
-    M,before,after,swaps = exchange(G, plan, H, y, M, b, seconds=o['search'], seed=o['seed']) if o['search'] else (M, None, None, 0)
+    M = _rounded(G, plan, S, b, key_of([s.round() for s in S]), H, y); hard = G.mean_loss(H, y, plan.spread(M), _CE)
+    M,before,after,swaps = exchange(G, plan, H, y, M, b, seed=o['seed'], rounds=o['search'], late=lambda: o['limit'] is not None and time.time()-t0>o['limit']) if o['search'] else (M, None, None, 0)
     if checkpoint is not None and status=='descended': Path(checkpoint).unlink(missing_ok=True)
     end = G.mean_loss(H, y, plan.spread(M), _CE); M = [m.cpu() for m in M]
     scores = _final_scores(plan, M, _per_price(plan, M, key_of(M), b))
