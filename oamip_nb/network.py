@@ -14,7 +14,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 
 # %% auto #0
-__all__ = ['SUPPORTED', 'Stage', 'per_unit', 'LayerCost', 'Costs', 'Network', 'trace']
+__all__ = ['SUPPORTED', 'Stage', 'per_unit', 'LayerCost', 'Costs', 'Budget', 'fraction', 'prices', 'Network', 'trace']
 
 # %% ../nbs/02_network.ipynb #062ea0c0
 @dataclass(frozen=True, eq=False)
@@ -96,6 +96,28 @@ def to_dict(self:Costs)->dict:
 def from_dict(cls:Costs, d:dict)->Costs: # `d` as `to_dict` made it
     "Inverse of `to_dict`"
     return cls(tuple(LayerCost(**l) for l in d['layers']))
+
+# %% ../nbs/02_network.ipynb #802afe66
+@dataclass(frozen=True)
+class Budget:
+    "What must go: at least `remove` of `what`"
+    what:str     # 'units', 'params' or 'macs'
+    remove:float # Fraction to remove, in [0, 1)
+
+    @classmethod
+    def of(cls, budget:dict)->Budget: # dict(params=.5), dict(macs=.5) or dict(units=.5)
+        if not isinstance(budget, dict) or len(budget)!=1: raise ValueError(f'budget: expected one of dict(units=f), dict(params=f), dict(macs=f), got {budget}')
+        (what,f), = budget.items()
+        if what not in ('units','params','macs'): raise ValueError(f"budget: '{what}' cannot be counted; expected units, params or macs")
+        if not 0<=f<1: raise ValueError(f'budget: the fraction to remove must lie in [0, 1), got {f}')
+        return cls(what, float(f))
+
+def fraction(costs:Costs, what:str, kept:dict): # share of `what` that stays; kept: layer -> units kept
+    return getattr(costs, what)(kept)/costs.full[what]
+
+def prices(costs:Costs, what:str, kept:dict)->dict: # layer -> share freed by one unit less
+    now = fraction(costs, what, kept)
+    return {n:float(now-fraction(costs, what, kept|{n:kept[n]-1})) for n in kept}
 
 # %% ../nbs/02_network.ipynb #17b0de1c
 _GONE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Identity)
