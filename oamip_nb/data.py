@@ -222,10 +222,13 @@ def data_folders(
     places = [path, os.environ.get('OAMIP_DATA'), fastai_path('data')]
     return [p for p in (Path(o).expanduser() for o in places if o) if p.is_dir()]
 
-# %% ../nbs/00_data.ipynb #bb7bbdf2
+# %% ../nbs/00_data.ipynb #57eda2c3
+def _there(p): # a file, or a folder with something in it: a download that failed leaves an empty folder behind
+    return p.is_file() or p.is_dir() and any(p.iterdir())
+
 def _find(name:str, path=None):
     "The first form of data set `name` that is there, as (path, reader), or None"
-    return first((root/where, read) for root in data_folders(path) for where,read in datasets[name].forms if (root/where).exists())
+    return first((root/where, read) for root in data_folders(path) for where,read in datasets[name].forms if _there(root/where))
 def available(
     path=None, # A folder to look in first
 )->list: # Names
