@@ -250,7 +250,7 @@ def _save(new, steps, at):
             path,m = steps[i]
             for k,p in new.get_submodule(path).named_parameters(): p.copy_(getattr(m, k))
 
-# %% ../nbs/16_repair.ipynb #1cbeeac5
+# %% ../nbs/16_repair.ipynb #662e0101
 @torch.no_grad()
 def repair(
     small:nn.Module, # `remove(dense, sel, x)`, or `mask(dense, sel)`; it is copied, not changed
@@ -273,6 +273,7 @@ def repair(
     "Refit every layer behind a removed unit to the dense network; ValueError for networks or arguments that do not fit, the errors of `trace`"
     _check(small, dense, sel, how, head, y, ridge)
     like = _like(dense); x = _images(x, n, like); trace(dense, x[:1].cpu())
+    if head=='ce' and len(y[:n])!=len(x): raise ValueError(f'repair: {len(y[:n])} labels for {len(x)} images')
     new = copy.deepcopy(small); D,S = (_Stream(_steps(m, like), x, batch, room) for m in (dense, new))
     at,take,table = _changed(S.steps, sel),math.ceil(positions/len(x)),[]
     for i in at:
@@ -280,11 +281,11 @@ def repair(
         if how=='mean': table.append(_recentre(D, S, i, keep)); continue
         relu = i+1<len(S.steps) and isinstance(S.steps[i+1][1], nn.ReLU)
         row,scale = _refit(D, S, i, keep, take, ridge, relu_steps if relu else 0, seed); table.append(row)
-        if i==at[-1] and head!='lstsq': table.append(_fit_head(D, S, i, head, y if y is None else y[:n], head_ridge*scale, head_steps))
+        if i==at[-1] and head!='lstsq': table.append(_fit_head(D, S, i, head, y if y is None else y[:n].as_subclass(Tensor), head_ridge*scale, head_steps))
     _save(new, S.steps, at)
     return new,pd.DataFrame(table, columns=['layer','fit','columns','units','rows','before','after'])
 
-# %% ../nbs/16_repair.ipynb #bfce56a2
+# %% ../nbs/16_repair.ipynb #a3f9e1c2
 class _Fit:
     "Least squares on the columns of some units; g, c: moments, units in blocks of `width` columns, then the bias"
     def __init__(self, g, c, width, units): self.g,self.c,self.w,self.extra,self.n = g,c,width,len(g)-width*units,units; self.start(range(units))
@@ -298,10 +299,10 @@ class _Fit:
     def start(self, kept):
         "Fit on the units `kept`, from nothing"
         self.kept = list(kept); i = self._rows(); self.slot = list(range(len(self.kept)))
-        self.P = torch.linalg.inv(self.g[i][:,i]); self.W = self.P@self.c[i]
+        self.P = torch.cholesky_inverse(torch.linalg.cholesky(self.g[i][:,i])); self.W = self.P@self.c[i]
         return self
 
-# %% ../nbs/16_repair.ipynb #817d3d5d
+# %% ../nbs/16_repair.ipynb #87fa23c5
 @patch
 def rises(self:_Fit): # One value per kept unit, in the order of `kept`
     "Rise of the squared error if a kept unit goes and the rest is refitted"
@@ -313,7 +314,7 @@ def rises(self:_Fit): # One value per kept unit, in the order of `kept`
 def drop(self:_Fit, j): # Position in `kept`
     "Remove a unit and refit, by a block downdate; the arrays shrink now and then"
     i = self._columns([self.slot[j]]); S = torch.linalg.solve(self.P[i][:,i], torch.cat([self.P[i], self.W[i]], 1))
-    F_ = self.P[:,i]; self.P = self.P-F_@S[:,:len(self.P)]; self.W = self.W-F_@S[:,len(F_):]
+    Q = self.P[:,i]; self.P.addmm_(Q, S[:,:len(Q)], alpha=-1); self.W.addmm_(Q, S[:,len(Q):], alpha=-1)
     self.slot.pop(j); unit = self.kept.pop(j)
     if len(self.slot)*self.w<.8*(len(self.P)-self.extra):
         k = torch.cat([self._columns(self.slot), torch.arange(len(self.P)-self.extra, len(self.P))])
@@ -397,7 +398,7 @@ def _budget(budget):
     if isinstance(v, bool) or not isinstance(v, (int,float)) or not 0<=v<1: raise ValueError(f'budget: {what}={v!r}: expected the fraction to remove, in [0,1)')
     return what,float(v)
 
-# %% ../nbs/16_repair.ipynb #201e808d
+# %% ../nbs/16_repair.ipynb #aa727236
 @torch.no_grad()
 def refit_importance(
     model:nn.Module, # Trained network, a chain that `trace` reads; it is not changed
@@ -414,6 +415,7 @@ def refit_importance(
 )->Importance: # Scores of method 'refit'
     "Scores for a network that `repair` will refit: elimination with refit of the next layer (after Hassibi & Stork 1993); ValueError for a budget that cannot be met"
     what,frac = _budget({'params':.5} if budget is None else budget)
+    if not ridge>0: raise ValueError(f'refit_importance: ridge={ridge} must be positive')
     like = _like(model); x = _images(x, n, like); net = trace(model, x[:1].cpu())
     layers = [l for l in net.removable if l in net.units and l not in protect]
     if not layers or {*protect}-{*net.units}: raise ValueError(f"protect={protect!r}: no layer is left to prune, or a name is none of {', '.join(net.units)}")
