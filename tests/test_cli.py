@@ -91,7 +91,8 @@ def test_bad_input(tmp_path, monkeypatch, capsys, options, message):
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to send")
 def test_interrupt(tmp_path):
-    run = subprocess.Popen([OAMIP, *SMALL, "--epochs", "1000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen([OAMIP, *SMALL, "--epochs", "1000"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a job in the background of a shell starts with Ctrl-C ignored
     for line in run.stdout:
         if "epoch 3 of" in line: break
     run.send_signal(signal.SIGINT)
