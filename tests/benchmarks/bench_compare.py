@@ -46,6 +46,7 @@ def main(name, out, seeds):
     done = {(r["seed"], r["removed"], r["method"], r["stage"]) for r in rows}
     meta = dict(machine=f"{platform.machine()}, 1 thread", python=platform.python_version(), **{k: version(k) for k in ("torch", "fastai", "torch-pruning", "oamip_nb")})
     def add(seed, removed, method, stage, model, seconds, really=None):
+        if (seed, removed, method, stage) in done: return
         k, n = count_correct(model, dls.test)
         rows.append(dict(network=name, seed=seed, removed=removed, method=method, stage=stage, right=k, n=n, really=really, cpu_seconds=round(seconds, 2), **meta))
         pd.DataFrame(rows).to_csv(out, index=False); print(rows[-1]["seed"], removed, method, stage, f"{k/n:.4f}", f"{seconds:.1f} s", flush=True)
