@@ -290,19 +290,19 @@ def masked(self:Gated, h, M, start=0):
 def mean_loss(self:Gated, H, y, M, loss, start=0): # of all images, in batches
     return sum(loss(self.masked(h, M, start), c).sum().item() for h,c in zip(H.split(2500), y.split(2500)))/len(y)
 
-# %% ../nbs/07_descent.ipynb #ebab9dd1
+# %% ../nbs/07_descent.ipynb #4fb8e1b6
 def _flip(M, *items): # a copy with the items (layer, number) flipped
     M = [m.clone() for m in M]
     for l,j in items: M[l][j] = 1-M[l][j]
     return M
 
-def _single_flips(G, plan, M, h, y, loss, items, at):
+def _single_flips(G, plan, M, h, y, loss, items):
     "Exact change of the loss on a screening batch when one item flips"
     P = [h]
     with torch.no_grad():
         for l in range(1, len(M)): P.append(G.segment(l, G.gate(l-1, P[-1], plan.spread(M)[l-1], None)))
     base = G.mean_loss(P[-1], y, plan.spread(M), loss, len(M)-1)
-    return {i:G.mean_loss(P[i[0]], y, plan.spread(_flip(M, i)), loss, i[0])-base for i in items}, P
+    return {i:G.mean_loss(P[i[0]], y, plan.spread(_flip(M, i)), loss, i[0])-base for i in items}
 
 def _candidates(plan, M, key, budget, top):
     "Kept items that are missed least and removed items that are wanted most, by worth and by worth per price"
@@ -313,7 +313,7 @@ def _candidates(plan, M, key, budget, top):
         kept |= {t[1:] for t in may[:top]}; gone |= {t[1:] for t in sorted((t for t in flat if not M[t[1]][t[2]]), reverse=True)[:top]}
     return kept, gone
 
-# %% ../nbs/07_descent.ipynb #a29eca89
+# %% ../nbs/07_descent.ipynb #bf5a2baf
 def exchange(
     G:Gated, plan,
     H:Tensor, # Inputs of the first gate, (n, units, ...)
@@ -332,17 +332,17 @@ def exchange(
     for _ in range(rounds):
         if fails>2 or late(): break
         i = torch.randperm(len(y), generator=gen)[:2500].to(y.device); key = _by_item(plan, saliency(G, H[:10000], y[:10000], plan.spread(M), loss))
-        kept,gone = _candidates(plan, M, key, budget, top*(1+fails)); d,P = _single_flips(G, plan, M, H[i], y[i], loss, kept|gone, None)
+        kept,gone = _candidates(plan, M, key, budget, top*(1+fails)); d = _single_flips(G, plan, M, H[i], y[i], loss, kept|gone)
         pairs = sorted((d[a]+d[b], a, b) for a in kept for b in gone)
-        tries = [_filled(plan, T, d, gone-{b}, a, fits) for _,a,b in pairs[:400] if fits(T:=_flip(M, a, b))][:24]
+        tries = [_filled(T, d, gone-{b}, a, fits) for _,a,b in pairs[:400] if fits(T:=_flip(M, a, b))][:24]
         best = sorted((G.mean_loss(H[i], y[i], plan.spread(T), loss), k) for k,T in enumerate(tries))[:4]
         final = sorted((G.mean_loss(H, y, plan.spread(tries[k]), loss), k) for _,k in best)
         if final and final[0][0]<f-1e-6: f,M = final[0][0],tries[final[0][1]]; taken += 1; fails = 0
         else: fails += 1
     return M, f0, f, taken
 
-# %% ../nbs/07_descent.ipynb #94004d7d
-def _filled(plan, T, d, gone, out, fits):
+# %% ../nbs/07_descent.ipynb #ceca7c10
+def _filled(T, d, gone, out, fits):
     "Give the freed budget to the removed items that help most"
     for u in sorted(gone, key=lambda u: d[u]):
         if d[u]>=0: break
