@@ -425,13 +425,13 @@ def _budget_row(net, what, remove):
     w = np.repeat(g.numpy(), list(net.units.values()))
     return w, 1-remove-at(lo)+float(g@t.detach())
 
-# %% ../nbs/04_formulation.ipynb #171fe80b
+# %% ../nbs/04_formulation.ipynb #343d45db
 def restrict(
     p:Program,
     groups:dict|None=None, # Layer path -> group number of each unit (units,)
     protect=(), # Layers that stay whole
     caps:dict|None=None, # Layer path -> largest fraction of its scores that may go, in [0, 1]
-    budget:dict|None=None, # dict(units=f), dict(params=f) or dict(macs=f): fraction to remove, linearised for the last two
+    budget:dict|None=None, # dict(units=f), dict(params=f), dict(macs=f) or dict(latency=f): fraction to remove, linearised for all but units
 )->Program: # The same program with these limits; s = 1 is no longer feasible under a budget
     "Shrink or limit a program; ValueError names the argument that does not fit"
     for n in [*(groups or {}), *protect, *(caps or {})]:

@@ -1,68 +1,117 @@
-"""Every method at every budget, plain, repaired and after one epoch: python tests/benchmarks/bench_compare.py fc3|lenet5 OUT.csv [seeds]
+"""Every method at every budget, plain, repaired and after one epoch: python tests/benchmarks/bench_compare.py fc3|lenet5|conv5 OUT.csv [seeds]
 
-Trains on MNIST (needs OAMIP_DATA), scores on training images, counts right answers on the test set. A run that is stopped goes on where it was:
-rows that OUT.csv holds are not computed again."""
+Trains on MNIST, or conv5 on CIFAR-10 (needs OAMIP_DATA), scores on training images, counts right answers on the test set. A run that is stopped
+goes on where it was: rows that OUT.csv holds are not computed again, and trained networks are kept in `compare_nets` of the cache folder."""
 import copy
 import os
 import platform
 import sys
 import time
 import warnings
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
-from fastai.basics import Learner, accuracy
+import torch.nn.functional as F
+from fastai.basics import Callback, Learner, accuracy
 from fastai.callback.schedule import *
 from oamip_nb.baselines import baseline_importance
-from oamip_nb.data import image_dls, tensors
-from oamip_nb.importance import neuron_importance
+from oamip_nb.data import cache_folder, image_dls, tensors
+from oamip_nb.importance import neuron_importance, read_tensors, write_tensors
 from oamip_nb.models import create_model
-from oamip_nb.pruning import count_correct, mask, remove, select
+from oamip_nb.pruning import count_correct, remove, select
 
-BASE = ("random", "magnitude", "activation", "taylor", "snip", "tp_taylor", "tp_lamp", "tp_fpgm")
-BUDGETS, EPOCHS, TUNED = (.3, .5, .7, .85, .95), dict(fc3=5, lenet5=3), ("random", "magnitude", "taylor", "descent", "refit")
-EXTRA = dict(lenet5=dict(padding=2, pool="max"))
+
+@dataclass(frozen=True)
+class Setting:
+    "What is compared on one network"
+    dataset: str
+    epochs: int
+    what: str = "params"                    # what the budget counts
+    budgets: tuple = (.3, .5, .7, .85, .95)
+    tuned: tuple = (.3, .5, .7, .85, .95)   # budgets that are also trained for one epoch
+    model: dict = field(default_factory=dict)
+    descent: dict = field(default_factory=dict)
+    images: int = 48_000                    # training images for descent
+    repair: int = 10_000                    # training images for the repair
+    shift: int = 0                          # augmentation of the training: flips, and shifts of up to so many pixels
+
+
+SETTINGS = dict(
+    fc3=Setting("MNIST", 5),
+    lenet5=Setting("MNIST", 3, tuned=(.7, .95), model=dict(padding=2, pool="max")),
+    conv5=Setting("CIFAR10", 12, "macs", (.3, .5, .7), (.7,), descent=dict(steps=800, bs=128, search=0), images=20_000, repair=5_000, shift=3))
+# name -> (criterion, scope of the selection)
+CRITERIA = {k: (k, "global") for k in ("random", "magnitude", "activation", "taylor", "snip", "tp_magnitude", "tp_taylor", "tp_hessian", "tp_lamp", "tp_fpgm")}
+CRITERIA |= {f"{k}, per layer": (k, "layer") for k in ("magnitude", "taylor")}
+METHODS = ("descent", "refit", "critical", *CRITERIA)
+_FORMAT = "oamip_nb.compare/1"
+
+
+class Augment(Callback):
+    "Flip each image with probability 1/2 and shift the batch by up to `shift` pixels"
+    run_valid = False
+    def __init__(self, shift): self.shift = shift
+    def before_batch(self):
+        x, k = self.x, self.shift; i, j = torch.randint(2*k+1, (2,)).tolist()
+        x = torch.where(torch.rand(len(x), 1, 1, 1) < .5, x, x.flip(3))
+        self.learn.xb = (F.pad(x, (k,)*4)[..., i:i+x.shape[2], j:j+x.shape[3]].contiguous(memory_format=torch.channels_last),)
+
+
+def fit(model, dls, epochs, lr, shift):
+    "The network after `epochs` of one-cycle training"
+    learn = Learner(dls, copy.deepcopy(model).train().to(memory_format=torch.channels_last), metrics=accuracy, cbs=[Augment(shift)] if shift else [])
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    return learn.model.cpu().eval().to(memory_format=torch.contiguous_format)
+
 
 def trained(name, seed, dls):
-    learn = Learner(dls, create_model(name, dls, seed=seed, **EXTRA.get(name, {})), metrics=accuracy)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(EPOCHS[name], 3e-3)
-    return learn.model.cpu().eval()
+    "The dense network of a seed, trained once"
+    s = SETTINGS[name]; path = cache_folder()/"compare_nets"/f"{name}_{seed}.safetensors"; model = create_model(name, dls, seed=seed, **s.model)
+    if path.exists(): model.load_state_dict(read_tensors(path, _FORMAT)[0]); return model.eval()
+    model = fit(model, dls, s.epochs, 3e-3, s.shift); write_tensors(path, model.state_dict(), _FORMAT, dict(network=name, seed=seed, torch=version("torch")))
+    return model
 
-def tuned(model, dls):
-    learn = Learner(dls, copy.deepcopy(model).train(), metrics=accuracy)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-3)
-    return learn.model.cpu().eval()
 
-def importance(method, model, x, y, budget, seed):
-    if method in ("descent", "refit"):
-        more = dict(n=20_000) if method == "refit" else {}
-        return neuron_importance(model, x, y, method=method, budget=budget, seed=seed, **more)
-    return baseline_importance(method, model, x[:2000], y[:2000], seed=seed)
+def importance(method, model, x, y, s, removed, seed, known):
+    "Scores of one method; those of a criterion, which know no budget, are made once"
+    budget = {s.what: removed}
+    if method == "descent": return neuron_importance(model, x[:s.images], y[:s.images], method="descent", budget=budget, seed=seed, **s.descent)
+    if method == "refit": return neuron_importance(model, x, y, method="refit", budget=budget, seed=seed, n=min(20_000, 2*s.repair))
+    if method == "critical": return baseline_importance("critical", model, x[:1], y[:1], imp=known["descent", removed])
+    name = CRITERIA[method][0]; n = 200 if name == "tp_hessian" else 2000  # one backward pass per image
+    return known[name] if name in known else known.setdefault(name, baseline_importance(name, model, x[:n], y[:n], seed=seed))
+
 
 def main(name, out, seeds):
-    torch.set_num_threads(1); out = Path(out); rows = pd.read_csv(out).to_dict("records") if out.exists() else []
+    torch.set_num_threads(1); out, s = Path(out), SETTINGS[name]; rows = pd.read_csv(out).to_dict("records") if out.exists() else []
     done = {(r["seed"], r["removed"], r["method"], r["stage"]) for r in rows}
     meta = dict(machine=f"{platform.machine()}, 1 thread", python=platform.python_version(), **{k: version(k) for k in ("torch", "fastai", "torch-pruning", "oamip_nb")})
     def add(seed, removed, method, stage, model, seconds, really=None):
-        if (seed, removed, method, stage) in done: return
         k, n = count_correct(model, dls.test)
-        rows.append(dict(network=name, seed=seed, removed=removed, method=method, stage=stage, right=k, n=n, really=really, cpu_seconds=round(seconds, 2), **meta))
-        pd.DataFrame(rows).to_csv(out, index=False); print(rows[-1]["seed"], removed, method, stage, f"{k/n:.4f}", f"{seconds:.1f} s", flush=True)
+        rows.append(dict(network=name, what=s.what, seed=seed, removed=removed, method=method, stage=stage, right=k, n=n, really=really, cpu_seconds=round(seconds, 2), **meta))
+        part = out.with_suffix(".part"); pd.DataFrame(rows).to_csv(part, index=False); os.replace(part, out)
+        print(seed, removed, method, stage, f"{k/n:.4f}", f"{seconds:.1f} s", flush=True)
     for seed in seeds:
-        dls = image_dls("MNIST", seed=seed); x, y = tensors(dls.train); model = trained(name, seed, dls)
-        if (seed, 0., "dense", "plain") not in done: add(seed, 0., "dense", "plain", model, 0.)
-        imps = {}
-        for removed in BUDGETS:
-            for method in (*BASE, "descent", "refit"):
-                if (seed, removed, method, "repaired") in done: continue
-                t = time.process_time(); budget = dict(params=removed)
-                imp = importance(method, model, x, y, budget, seed) if method in ("descent", "refit") else imps.setdefault(method, importance(method, model, x, y, budget, seed)) if method not in imps else imps[method]
-                t = time.process_time()-t; sel = select(imp, params=removed); left = imp.costs.params(sel.kept)/imp.costs.full["params"]
-                small = remove(model, sel, x[:1]); add(seed, removed, method, "plain", small, t, 1-left)
-                t = time.process_time(); fixed = remove(model, sel, x[:10_000], repair="lstsq"); add(seed, removed, method, "repaired", fixed, time.process_time()-t, 1-left)
-                if removed in (.7, .95) and method in TUNED: t = time.process_time(); add(seed, removed, method, "1 epoch", tuned(small, dls), time.process_time()-t, 1-left)
+        dls = image_dls(s.dataset, seed=seed); x, y = tensors(dls.train); t = time.process_time(); model = trained(name, seed, dls); t = time.process_time()-t
+        if (seed, 0., "dense", "plain") not in done: add(seed, 0., "dense", "plain", model, t)
+        known = {}
+        for removed in s.budgets:
+            stages = lambda m: [k for k in ("plain", "repaired", *(("1 epoch",) if removed in s.tuned else ())) if (seed, removed, m, k) not in done]
+            for method in METHODS:
+                if not stages(method) and not (method == "descent" and stages("critical")): continue
+                t = time.process_time(); imp = importance(method, model, x, y, s, removed, seed, known); t = time.process_time()-t
+                if method == "descent": known["descent", removed] = imp
+                sel = select(imp, **{s.what: removed}, scope=CRITERIA.get(method, (0, "global"))[1])
+                left = getattr(imp.costs, s.what)(sel.kept)/imp.costs.full[s.what]; small = remove(model, sel, x[:1])
+                for stage in stages(method):
+                    now = time.process_time()
+                    if stage == "repaired": net = remove(model, sel, x[:s.repair], repair="lstsq")
+                    else: net = small if stage == "plain" else fit(small, dls, 1, 1e-3, s.shift)
+                    add(seed, removed, method, stage, net, t if stage == "plain" else time.process_time()-now, 1-left)
+
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore"); main(sys.argv[1], sys.argv[2], [int(s) for s in (sys.argv[3] if len(sys.argv) > 3 else "012")])
