@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 # %% auto #0
 __all__ = ['datasets', 'ImageTensors', 'TensorDL', 'cache_folder', 'DataSource', 'data_folders', 'available', 'read_images',
-           'ImageDLs', 'image_dls', 'tensors', 'calibration_batch']
+           'ImageDLs', 'image_dls', 'CropFlip', 'tensors', 'image_stats', 'calibration_batch']
 
 # %% ../nbs/00_data.ipynb #80da8ba6
 @dataclass(frozen=True, eq=False, repr=False)
@@ -235,12 +235,12 @@ def available(
     "The data sets of the registry that can be read now, without a download"
     return [k for k,v in datasets.items() if v.builtin or _find(k, path)]
 
-# %% ../nbs/00_data.ipynb #cf2623ea
+# %% ../nbs/00_data.ipynb #83c2f1b8
 def _download(name:str, path=None):
     "Download data set `name` through torchvision, and find it"
     src, root = datasets[name], Path(path or fastai_path('data')).expanduser()
     where = ' or '.join(w for w,_ in src.forms)
-    help = f'Put {where} below one of: path=, $OAMIP_DATA, {root}. {src.note}'
+    help = f'Put {where} below path= (--data on the command line), $OAMIP_DATA or {root}. {src.note}'
     if not src.download: raise FileNotFoundError(f'{name} is not here, and cannot be downloaded from here. {help}')
     from torchvision import datasets as tv
     root.mkdir(parents=True, exist_ok=True)
@@ -344,6 +344,31 @@ def image_dls(
     loaders[0].rng = random.Random(seed)
     return ImageDLs(*loaders, device=default_device())
 
+# %% ../nbs/00_data.ipynb #d752b23e
+def _crop_flip(x:Tensor, pad:int, flip:bool, g:torch.Generator)->Tensor:
+    "Images [n, C, H, W], each at an offset of its own after padding with zeros, and mirrored or not"
+    n,_,h,w = x.shape
+    i,j = torch.randint(2*pad+1, (2,n), generator=g).to(x.device)
+    rows, cols = i[:,None]+torch.arange(h, device=x.device), j[:,None]+torch.arange(w, device=x.device)
+    x = F.pad(x, [pad]*4)[torch.arange(n, device=x.device)[:,None,None], :, rows[:,:,None], cols[:,None]].permute(0,3,1,2)
+    mirror = (torch.rand(n, generator=g)<.5).to(x.device)&flip
+    return torch.where(mirror[:,None,None,None], x.flip(3), x)
+
+# %% ../nbs/00_data.ipynb #1f9cbb4e
+class CropFlip(Callback):
+    "Crop each training image at random after padding it with zeros, and mirror half of them"
+    order,run_valid = -5,False # once the batch is on the device, before mixed precision and mixup
+    def __init__(self,
+        pad:int=4,      # Pixels of zeros on each side, at least 0
+        flip:bool=True, # Mirror left and right with probability 1/2
+        seed:int=0,     # Seed of offsets and mirrorings
+    ):
+        self.pad, self.flip, self.seed = pad, flip, seed
+        if pad<0: raise ValueError(f'CropFlip: pad={pad} must not be negative')
+    def before_fit(self): self.g = torch.Generator().manual_seed(self.seed)
+    def before_batch(self): self.learn.xb = (_crop_flip(self.x, self.pad, self.flip, self.g), *self.xb[1:])
+    def after_fit(self): del self.g # `learn.export` pickles callbacks
+
 # %% ../nbs/00_data.ipynb #cbe0c436
 def _images(dls_or_dl)->tuple[ImageTensors, torch.device|None]:
     "The images of a loader as `ImageTensors`, and its device"
@@ -363,6 +388,18 @@ def tensors(
     ds, device = _images(dls_or_dl)
     x,y = ds[:]
     return x.to(device), y.to(device)
+
+# %% ../nbs/00_data.ipynb #d4273006
+def image_stats(
+    dls, # `DataLoaders`
+)->tuple[Tensor,Tensor]: # Mean and standard deviation of each channel, shape [C], in the units of the loader
+    "Statistics of the training images, for `normalised`"
+    ds,_ = _images(dls.train)
+    parts = [ds[i][0].double() for i in torch.arange(len(ds)).split(4096)]
+    n = sum(p[:,0].numel() for p in parts)
+    mean = sum(p.sum((0,2,3)) for p in parts)/n
+    var = sum((p-mean[:,None,None]).square().sum((0,2,3)) for p in parts)/n
+    return mean.float(), var.sqrt().float()
 
 # %% ../nbs/00_data.ipynb #bd29c260
 @torch.no_grad()
