@@ -341,7 +341,7 @@ def _ends(layers, first, last, options):
         out[n] = how if isinstance(how, str) else options|dict(keep=how)
     return out
 
-# %% ../nbs/09_biprop.ipynb #e369ad78
+# %% ../nbs/09_biprop.ipynb #1432d31a
 def to_supermask(
     model:nn.Module,  # Any network with `nn.Conv2d` or `nn.Linear` layers; it is copied, not changed
     keep:float=.5,    # Fraction of the weights of each layer that stays, in (0,1]
@@ -367,7 +367,7 @@ def to_supermask(
         m = to[layers[n]] = _masked(layers[n], bias, (seed,i), how)
         if init is None: m.weight.data.copy_(layers[n].weight.data); m.seed = None
     if binary_activations: to |= {m:BinAct(options.get('as_published', False)) for m in relus}
-    if norm: to |= {m:_norm(m, norm) for m in new.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))}
+    if norm: to |= {m:_norm(m, norm) for m in new.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)}
     return _swap(new, to).train()
 
 # %% ../nbs/09_biprop.ipynb #dd9d3f75
