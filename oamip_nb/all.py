@@ -15,6 +15,7 @@ from .importance import *
 from .descent import *
 from .jobs import *
 from .pruning import *
+from .parts import *
 from .callbacks import *
 from .baselines import *
 from .repair import *

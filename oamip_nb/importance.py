@@ -84,20 +84,24 @@ def read_tensors(
     if not text or head.get('digest') not in (None, _digest(out, text)): raise ValueError(f'{path}: damaged, the content is not what was written. {hint}') # early files have no digest
     return out, json.loads(text)
 
-# %% ../nbs/06_importance.ipynb #6f9c3856
+# %% ../nbs/06_importance.ipynb #3372e69f
 _FORMAT = 'oamip_nb.importance/1'
+
+def _info(imp): # all but the scores, for JSON
+    return dict(method=imp.method, settings=imp.settings, costs=imp.costs.to_dict(), layers=list(imp.scores), certificate=imp.certificate and imp.certificate.to_dict())
+
+def _from_info(scores, d): # inverse of `_info`
+    return Importance({n:scores[n] for n in d['layers']}, Certificate.from_dict(d['certificate']) if d['certificate'] else None, Costs.from_dict(d['costs']), d['method'], d['settings'])
 
 @patch
 def save(self:Importance, path): # File to write, usually `*.safetensors`
     "Write scores, certificate, costs and settings to one file"
-    info = dict(method=self.method, settings=self.settings, costs=self.costs.to_dict(), layers=list(self.scores), certificate=self.certificate and self.certificate.to_dict())
-    write_tensors(path, self.scores, _FORMAT, info)
+    write_tensors(path, self.scores, _FORMAT, _info(self))
 
 @patch(cls_method=True)
 def load(cls:Importance, path)->Importance: # File that `save` wrote
     "Read what `save` wrote; ValueError names a file that is truncated or something else"
-    scores,d = read_tensors(path, _FORMAT, 'Score the network again and save it with Importance.save.')
-    return cls({n:scores[n] for n in d['layers']}, Certificate.from_dict(d['certificate']) if d['certificate'] else None, Costs.from_dict(d['costs']), d['method'], d['settings'])
+    return _from_info(*read_tensors(path, _FORMAT, 'Score the network again and save it with Importance.save.'))
 
 # %% ../nbs/06_importance.ipynb #5177ed50
 METHODS = dict(published='the program with the signs of the dense network frozen, binaries kept',
