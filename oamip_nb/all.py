@@ -13,6 +13,7 @@ from .formulation import *
 from .solvers import *
 from .importance import *
 from .descent import *
+from .dgl import *
 from .jobs import *
 from .pruning import *
 from .parts import *
