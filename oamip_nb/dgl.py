@@ -8,6 +8,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from fastai.basics import *
+import copy # the module: fastai has a function of this name
 from .data import calibration_batch
 from .importance import Importance, neuron_importance
 from .models import reset
