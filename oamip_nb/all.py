@@ -20,4 +20,9 @@ from .parts import *
 from .callbacks import *
 from .baselines import *
 from .repair import *
+from .mint import *
 from .plots import *
+from .biprop import *
+from .ticket_models import *
+from .tickets import *
+from .find_ticket import *
