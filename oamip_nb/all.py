@@ -12,6 +12,7 @@ from .bounds import *
 from .formulation import *
 from .solvers import *
 from .importance import *
+from .mip import *
 from .descent import *
 from .dgl import *
 from .jobs import *

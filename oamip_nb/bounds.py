@@ -69,7 +69,7 @@ def subtract(
     if st.kind=='gate': return z-(1-per_unit(s,z))*upper
     return torch.relu(z-(1-per_unit(s,z))*upper.clamp(min=0))
 
-# %% ../nbs/03_bounds.ipynb #b03e4642
+# %% ../nbs/03_bounds.ipynb #b808de70
 def pre_upper(net:Network, b:Bounds)->dict: # Gated layer's path -> U of its pre-activation, shape (n, units, ...)
     "Upper bounds of the pre-activations that the gates subtract from"
     return {st.gate:b.hi[i-1] for i,st in enumerate(net.stages) if st.gate}
@@ -80,7 +80,12 @@ def _gate_bounds(st, l, u, slo, shi, U):
     a,b = subtract(st, torch.zeros_like(U), slo, U), subtract(st, torch.zeros_like(U), shi, U)
     return l+torch.minimum(a,b), u+torch.maximum(a,b)
 
-# %% ../nbs/03_bounds.ipynb #289da2b0
+def _multiplied_bounds(st, l, u, slo, shi):
+    "Bounds of s * relu(z), or of s * z at a link: reached at ends of both intervals"
+    ends = torch.stack([per_unit(s, z)*st(z) for s in (slo,shi) for z in (l,u)])
+    return ends.amin(0), ends.amax(0)
+
+# %% ../nbs/03_bounds.ipynb #a53dcb7f
 @torch.no_grad()
 def score_bounds(
     net:Network,
@@ -88,12 +93,15 @@ def score_bounds(
     lo:dict|float=0., # Least score of each layer: one number in [0, 1], or layer path -> tensor (units,)
     hi:dict|float=1., # Largest score, likewise, not below `lo`
     eps:float=1e-5, # Half-width of the input box that defined U, >= 0; the images themselves do not move
+    gate:str='subtract', # 'subtract', the published gate, or 'multiply', s * relu(z)
 )->Bounds: # One interval per image and activation, float64
     "Bounds of every activation over all scores in a box: sound for pruning, unlike `box_bounds`"
     s = [{n:torch.as_tensor(v[n] if isinstance(v,dict) else v).double().expand(k) for n,k in net.units.items()} for v in (lo,hi)]
     if not all((0<=a).all() and (a<=b).all() and (b<=1).all() for a,b in zip(s[0].values(), s[1].values())): raise ValueError('lo, hi: expected 0 <= lo <= hi <= 1 for every score')
     U,(l,u),los,his = pre_upper(net, box_bounds(net, x, eps)),_start(net, x, 0),[],[]
     for st in net.stages:
-        l,u = _gate_bounds(st, l, u, s[0][st.gate], s[1][st.gate], U[st.gate]) if st.gate else stage_bounds(st, l, u)
+        if not st.gate: l,u = stage_bounds(st, l, u)
+        elif gate=='multiply': l,u = _multiplied_bounds(st, l, u, s[0][st.gate], s[1][st.gate])
+        else: l,u = _gate_bounds(st, l, u, s[0][st.gate], s[1][st.gate], U[st.gate])
         los.append(l); his.append(u)
     return Bounds(tuple(los), tuple(his), 'all scores in the given box')
