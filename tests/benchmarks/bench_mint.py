@@ -1,0 +1,132 @@
+"""MINT's experiments: python tests/benchmarks/bench_mint.py truth|speed|mnist|worth OUT.csv [seeds]
+
+truth: what each conditioning detects in data of known truth. speed: CPU seconds by number of pairs. mnist and worth: see the functions; they need OAMIP_DATA.
+A run that is stopped goes on where it was: rows that OUT.csv holds are not computed again."""
+import os
+import platform
+import resource
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import fastai.callback.progress # Learner.no_bar
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from fastai.basics import Learner, accuracy, set_seed
+from oamip_nb.data import image_dls, tensors
+from oamip_nb.mint import (CONDITIONS, _block_entries, conditional_gmi, contiguous_groups, magnitude_blocks, mint_scores, mint_table,
+                           random_blocks, schedule, score_groups)
+from oamip_nb.models import create_model, load_weights, restore, save_weights
+from oamip_nb.pruning import _hardware
+from scipy.stats import spearmanr
+
+META = dict(python=platform.python_version(), **{k: version(k) for k in ("torch", "numpy", "oamip_nb")}, **_hardware())
+
+class Rows:
+    "A CSV that grows by one row at a time and knows what it holds"
+    def __init__(self, path, keys):
+        self.path, self.keys = Path(path), keys; self.rows = pd.read_csv(path).to_dict("records") if self.path.exists() else []
+        self.done = {self.key(r) for r in self.rows}
+    def key(self, r): return tuple(str(r[k]) for k in self.keys)
+    def has(self, **r): return self.key(r) in self.done
+    def add(self, **r):
+        self.rows.append(r | META); self.done.add(self.key(r)); pd.DataFrame(self.rows).to_csv(self.path, index=False)
+        print({k: v for k, v in r.items()}, flush=True)
+
+TRUTH = dict(indep="independent", cond_indep="independent", cond_indep_relu="independent", cond_dep="dependent", cond_dep_z="dependent", cond_dep_relu="dependent")
+
+def sample(kind, n, dims, seed):
+    "x, y, z of a kind of known truth"
+    g = torch.Generator().manual_seed(seed); r = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64); dx, dy, dz = dims; z, y = r(n, dz), r(n, dy)
+    f = torch.relu if kind.endswith("relu") else lambda t: t
+    if kind == "indep": return r(n, dx), y, z
+    if kind.startswith("cond_indep"): return f(z@r(dz, dx))+.1*r(n, dx), f(z@r(dz, dy))+.1*r(n, dy), z
+    if kind == "cond_dep_z": y = z@r(dz, dy)+y
+    return f(z@r(dz, dx)+y@r(dy, dx))+.1*r(n, dx), f(y), f(z)
+
+def truth(out, seeds, n=900):
+    "p-values of every conditioning on every kind of data; 40 repetitions for the default, 10 for the others"
+    rows = Rows(out, ("kind", "dims", "condition", "rep"))
+    for rep in range(40):
+        for dims in ((2, 2, 2), (5, 5, 20)):
+            for kind in TRUTH:
+                for how in CONDITIONS:
+                    name = "×".join(map(str, dims))
+                    if rep >= 10 and how != "regress" or rows.has(kind=kind, dims=name, condition=how, rep=rep): continue
+                    x, y, z = sample(kind, n, dims, 7919*rep+13); t = time.process_time()
+                    e = conditional_gmi(x, y, z, condition=how, resamples=0, seed=rep)
+                    rows.add(kind=kind, truth=TRUTH[kind], dims=name, condition=how, rep=rep, n=n, value=round(e.value, 6), corrected=round(e.corrected, 6), p=e.p_value, cpu_seconds=round(time.process_time()-t, 3))
+
+def speed(out, seeds):
+    "CPU seconds and peak memory for the pairs of two layers of 500 and 300 units"
+    rows = Rows(out, ("groups", "n", "condition"))
+    g = torch.Generator().manual_seed(0)
+    for k in (20, 50):
+        for how in ("regress", "all", "nearest", "none"):
+            if rows.has(groups=k, n=2500, condition=how): continue
+            P = torch.relu(torch.randn(2500, 500, generator=g)); Q = torch.relu(P@torch.randn(500, 300, generator=g)/20)
+            t, w = time.process_time(), time.time(); score_groups(P, Q, contiguous_groups(500, k), contiguous_groups(300, k), condition=how)
+            rows.add(groups=k, pairs=k*k, n=2500, columns=500+300//k, condition=how, cpu_seconds=round(time.process_time()-t, 2), wall_seconds=round(time.time()-w, 2),
+                     peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024)
+
+def dense(seed, dls, folder, epochs=10):
+    "MINT's MLP, trained by the published recipe in fewer epochs; kept in `folder`"
+    file = Path(folder)/f"mint_mlp-{epochs}-{seed}.safetensors"; model = create_model("mint_mlp", dls, seed=seed)
+    if file.exists(): return restore(model, load_weights(file)[0])
+    set_seed(seed); learn = Learner(dls, model, metrics=accuracy); retrain(learn, epochs); save_weights(file, learn.model)
+    return learn.model
+
+def retrain(learn, epochs):
+    n, lr, learn.opt_func, cb = schedule("mlp", len(learn.dls.train), epochs)
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, lr, cbs=cb)
+
+EPOCHS = 3 # of retraining, with the published steps at the same shares of it
+JOBS = [ # name, pairs, groups of the parent and of the child, images per class, fraction of the listed weights to remove, rows wanted
+    ("20 groups", None, 20, 20, 250, .885, None), ("headline", ["fc2"], 250, 100, 50, .962, ("mint", "random", "magnitude", "reversed")),
+    *[(f"{g} groups", None, g, g, 250, .885, ("mint", "random", "magnitude", "reversed")) for g in (50, 10, 5)],
+    *[(f"{s} images", None, 20, 20, s, .885, ("mint",)) for s in (150, 350, 450, 550, 650)]]
+
+def mnist(out, seeds):
+    "The published table with its controls, before and after retraining"
+    rows = Rows(out, ("setting", "seed", "mask", "stage")); folder = Path(os.environ.get("MINT_CACHE", "mint_cache"))
+    for name, pairs, gp, gc, s, remove, only in JOBS:
+        for seed in seeds:
+            only_ = tuple(m for m in only or ("none", "mint", "random", "magnitude", "reversed") if not rows.has(setting=name, seed=seed, mask=m, stage="after"))
+            if not only_: continue
+            dls = image_dls("MNIST", bs=256, valid=.1, seed=seed); model = dense(seed, dls, folder); learn = Learner(dls, model, metrics=accuracy)
+            t = time.process_time(); scores = learn.mint_scores(gp, gc, s, pairs=pairs, cache=folder/"pairs", seed=seed); t = time.process_time()-t
+            for m in only_:
+                for r in mint_table(learn, scores, remove, lambda l: retrain(l, EPOCHS), seed=seed, only=(m,)).to_dict("records"):
+                    if not rows.has(setting=name, seed=seed, mask=m, stage=r["stage"]): rows.add(setting=name, seed=seed, parent_groups=gp, child_groups=gc, samples_per_class=s, retrain_epochs=EPOCHS, score_seconds=round(t, 1), **r)
+
+def ablation(model, x, y, scores):
+    "Rise of the mean cross-entropy when a block of a child's weights is zeroed, by block"
+    p = scores.pairs[0]; m = model.get_submodule(p.pair.child); full = m.weight.detach().clone(); entries = _block_entries(model, p); out = torch.zeros(p.scores.numel(), dtype=torch.float64)
+    names = [n for n, _ in model.named_children()]; i = names.index(p.pair.child); front, back = model[:i].eval(), model[i:].eval()
+    with torch.no_grad():
+        h = front(x); base = F.cross_entropy(back(h), y)
+        for b in range(len(out)): m.weight.copy_(full*(entries != b)); out[b] = F.cross_entropy(back(h), y)-base
+        m.weight.copy_(full)
+    return out.view(p.scores.shape)
+
+def worth(out, seeds, samples=100):
+    "Rank correlation of block scores with what the block is worth alone, and of two samples with each other; fc1 to fc2, 20 by 20 groups"
+    rows = Rows(out, ("score", "seed")); folder = Path(os.environ.get("MINT_CACHE", "mint_cache")); kinds = {k: dict(condition=k) for k in CONDITIONS} | dict(gaussian=dict(estimator="gaussian"))
+    for seed in seeds:
+        dls = image_dls("MNIST", bs=256, valid=.1, seed=seed); model = dense(seed, dls, folder); x, y = tensors(dls.train); true = None
+        for k in (*kinds, "magnitude", "random"):
+            if rows.has(score=k, seed=seed): continue
+            get = lambda s: mint_scores(model, x, y, pairs=["fc2"], samples_per_class=samples, cache=folder/"pairs", seed=s, **kinds.get(k, kinds["none"]))
+            a, b = get(seed), get(seed+100)
+            if k == "magnitude": a = b = magnitude_blocks(model, a)
+            if k == "random": a, b = random_blocks(a, seed), random_blocks(a, seed+100)
+            true = ablation(model, x[:5000], y[:5000], a) if true is None else true
+            flat = [t.pairs[0].scores.flatten() for t in (a, b)]
+            rows.add(score=k, seed=seed, samples_per_class=samples, ablation=round(float(spearmanr(flat[0], true.flatten())[0]), 4), repeat=round(float(spearmanr(*flat)[0]), 4), mean=round(float(flat[0].mean()), 4), sd=round(float(flat[0].std()), 4))
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore"); torch.set_num_threads(1)
+    dict(truth=truth, speed=speed, mnist=mnist, worth=worth)[sys.argv[1]](sys.argv[2], [int(s) for s in (sys.argv[3] if len(sys.argv) > 3 else "012")])
