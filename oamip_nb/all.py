@@ -21,6 +21,7 @@ from .parts import *
 from .callbacks import *
 from .baselines import *
 from .repair import *
+from .experiments import *
 from .mint import *
 from .plots import *
 from .biprop import *
