@@ -26,7 +26,7 @@ __all__ = ['CONDITIONS', 'ESTIMATORS', 'SCHEDULES', 'squared_distances', 'refere
            'Estimate', 'conditional_gmi', 'gaussian_cmi', 'contiguous_groups', 'dependence_groups', 'LayerPair',
            'layer_pairs', 'sample_rows', 'record', 'score_groups', 'PairScores', 'MintScores', 'mint_scores',
            'BlockMask', 'block_mask', 'random_blocks', 'reversed_blocks', 'magnitude_blocks', 'KeepWeights', 'masked',
-           'mask_sizes', 'unit_importance', 'schedule', 'mint_table']
+           'mask_sizes', 'unit_importance', 'unit_groups', 'schedule', 'mint_table']
 
 # %% ../nbs/08_mint.ipynb #c492dd1c
 def squared_distances(
@@ -301,7 +301,7 @@ def _cut_ties(tree, groups): # 'maxclust' gives fewer groups where merges tie; h
     for c,members in enumerate(part.values()): out[members] = c
     return out
 
-# %% ../nbs/08_mint.ipynb #9c30d838
+# %% ../nbs/08_mint.ipynb #e042901f
 @dataclass(frozen=True)
 class LayerPair:
     "A layer and the layers that feed it"
@@ -332,10 +332,10 @@ def layer_pairs(
     graph = _record(model); mods = dict(graph.named_modules()); layers = {n:m for n,m in mods.items() if isinstance(m, (nn.Linear, nn.Conv2d))}
     for n in graph.graph.nodes:
         if n.target in (torch.cat, torch.concat, torch.stack): raise NotImplementedError(f"'{n.name}': a concatenation; MINT knows chains and additions")
-    known,out = {},[]
+    known,out,at = {},[],{n.target:i for i,n in enumerate(graph.graph.nodes) if n.op=='call_module'}
     for n in graph.graph.nodes:
         if n.op!='call_module' or n.target not in layers: continue
-        m,parents = layers[n.target],_feeders(n, layers, known)
+        m,parents = layers[n.target],tuple(sorted(_feeders(n, layers, known), key=lambda f: -at[f]))
         if getattr(m, 'groups', 1)>1: raise NotImplementedError(f"module '{n.target}': grouped convolutions have no full block of weights between groups")
         out.append(LayerPair(n.target, parents, _channels(m, parents, layers), m.weight.shape[0]))
     return tuple(out)
@@ -388,7 +388,7 @@ def _batches(x, y, per_class, seed, size=256):
     short = [c for c,k in seen.items() if k<per_class]
     if short: raise ValueError(f'class {short[0]} has {seen[short[0]]} images in the loader, fewer than samples_per_class={per_class}')
 
-# %% ../nbs/08_mint.ipynb #48026621
+# %% ../nbs/08_mint.ipynb #7c81c374
 def _unit_values(h, units):
     "One number per image and unit: positions are averaged"
     h = h.detach().float()
@@ -397,6 +397,22 @@ def _unit_values(h, units):
     return h if h.shape[1]==units else h.view(len(h), units, -1).mean(2)
 
 @torch.no_grad()
+def _record_batches(model, pairs, batches):
+    "What each pair's child reads and says, for batches of images"
+    mods,seen = dict(model.named_modules()),{p.child:([], []) for p in pairs}; p0 = next(model.parameters())
+    def hook(p):
+        def f(m, inp, out):
+            for to,h,k in zip(seen[p.child], (inp[0], out), (p.channels, p.units)): to.append(_unit_values(h, k).cpu())
+        return f
+    handles = [mods[p.child].register_forward_hook(hook(p)) for p in pairs]; modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        for b in batches: model(b.as_subclass(Tensor).to(p0.device, p0.dtype))
+    finally:
+        for h in handles: h.remove()
+        for m,t in modes: m.training = t
+    return {k:(torch.cat(a), torch.cat(b)) for k,(a,b) in seen.items()}
+
 def record(
     model:nn.Module, # Network; it is run in evaluation mode
     pairs, # `LayerPair`s
@@ -406,19 +422,7 @@ def record(
     seed:int=0,
 )->dict: # Child path -> (what it reads (n, channels), what it says (n, units)), float32 on the CPU
     "What each pair's child reads and says, for the same images; ValueError for too few of a class"
-    mods,seen = dict(model.named_modules()),{p.child:([], []) for p in pairs}; p0 = next(model.parameters())
-    def hook(p):
-        def f(m, inp, out):
-            for to,h,k in zip(seen[p.child], (inp[0], out), (p.channels, p.units)): to.append(_unit_values(h, k).cpu())
-        return f
-    handles = [mods[p.child].register_forward_hook(hook(p)) for p in pairs]; modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        for b in _batches(x, y, samples_per_class, seed): model(b.as_subclass(Tensor).to(p0.device, p0.dtype))
-    finally:
-        for h in handles: h.remove()
-        for m,t in modes: m.training = t
-    return {k:(torch.cat(a), torch.cat(b)) for k,(a,b) in seen.items()}
+    return _record_batches(model, pairs, _batches(x, y, samples_per_class, seed))
 
 # %% ../nbs/08_mint.ipynb #a309e242
 ESTIMATORS = ('tree','gaussian')
@@ -620,7 +624,7 @@ def _block_entries(model, p):
     b = p.child_groups[:,None,None]*k+p.parent_groups[None,:,None]
     return b.expand(w.shape).reshape(model.get_submodule(p.pair.child).weight.shape)
 
-# %% ../nbs/08_mint.ipynb #d75154fc
+# %% ../nbs/08_mint.ipynb #599acc60
 def _choose(blocks, target, caps):
     "(pair, block, entries to remove) from the lowest score on, to `target` entries in all; `blocks`: [(score, pair, block, entries)]"
     left,out,gone = [sum(b[3] for b in blocks if b[1]==i) for i in range(len(caps))],[],0
@@ -636,9 +640,14 @@ def block_mask(
     scores:MintScores, # Scores; the lowest go first
     remove:float, # Fraction of the weights of the listed layers to remove, in [0,1)
     caps=None, # Largest fraction that a layer may lose: a number, or dictionary child path -> number; None for no cap
-)->BlockMask: # Exactly round(remove * weights) of them
+    scope:str='layer', # 'layer': the same fraction of each layer; 'global': one order over all, as published
+)->BlockMask: # Exactly round(remove * weights) of them, of each layer or of all
     "Blocks of weights to zero, by exact count; ValueError for a fraction that the caps or the last blocks do not allow"
     if not 0<=remove<1: raise ValueError(f'remove={remove}: expected the fraction to remove, in [0,1)')
+    if scope not in ('layer','global'): raise ValueError(f"scope={scope!r}: expected 'layer' or 'global'")
+    if scope=='layer' and len(scores.pairs)>1:
+        parts = [block_mask(model, MintScores((p,), scores.method, scores.settings), remove, caps) for p in scores.pairs]
+        return BlockMask({k:v for m in parts for k,v in m.keep.items()}, parts[0].rule)
     entries = [_block_entries(model, p) for p in scores.pairs]; sizes = [e.numel() for e in entries]
     blocks = [(float(s), i, b, int(k)) for i,(p,e) in enumerate(zip(scores.pairs, entries)) for b,(s,k) in enumerate(zip(p.scores.flatten(), e.flatten().bincount(minlength=p.scores.numel())))]
     cap = [1. if caps is None else caps.get(p.pair.child, 1.) if isinstance(caps, dict) else caps for p in scores.pairs]
@@ -647,7 +656,7 @@ def block_mask(
     if gone<target: raise ValueError(f'remove={remove}: with these caps, and the best block of each layer kept, only {gone/sum(sizes):.4f} of the listed weights can go')
     keep = [torch.ones(e.shape, dtype=torch.bool) for e in entries]
     for i,b,k in go: keep[i].view(-1)[(entries[i].flatten()==b).nonzero()[:k,0]] = False
-    return BlockMask({f'{p.pair.child}.weight':k for p,k in zip(scores.pairs, keep)}, dict(remove=remove, caps=caps, method=scores.method))
+    return BlockMask({f'{p.pair.child}.weight':k for p,k in zip(scores.pairs, keep)}, dict(remove=remove, caps=caps, scope=scope, method=scores.method))
 
 # %% ../nbs/08_mint.ipynb #bb86b5fc
 def _rescored(scores, method, f): return MintScores(tuple(PairScores(p.pair, f(p), p.parent_groups, p.child_groups) for p in scores.pairs), method, dict(scores.settings))
@@ -734,6 +743,18 @@ def unit_importance(
     mean = {n:torch.stack(seen[n]).mean(0) for n in net.units if n in seen}; top = max(float(v.max()) for v in mean.values()) or 1.
     return Importance({n:(v/top).float() for n,v in mean.items()}, None, net.costs, scores.method, dict(scores.settings))
 
+# %% ../nbs/08_mint.ipynb #b9c324d8
+def unit_groups(
+    model:nn.Module, # Network
+    x:Tensor, # Images, shape (n, ...), on which units are compared
+    groups=.5, # Groups of each layer: a share of its units in (0,1], or a number
+    grouping:str='dependence', # 'dependence' or 'contiguous'
+)->dict: # Path of each layer that feeds another -> group number of its units (units,)
+    "Groups of units for `neuron_importance(groups=...)`; ValueError for a number of groups that cannot be"
+    pairs = [p for p in _checked_pairs(model, None) if len(p.parents)==1]; acts = _record_batches(model, pairs, x.split(256))
+    count = lambda n: max(1, round(groups*n)) if isinstance(groups, float) else groups
+    return {p.parents[0]:_labels('groups', count(p.channels), acts[p.child][0], grouping, p.child) for p in pairs}
+
 # %% ../nbs/08_mint.ipynb #dfd404aa
 SCHEDULES = dict( # of the published retraining: epochs, batch size, learning rate, factor, epochs at which it applies, weight decay, Nesterov
     mlp=dict(epochs=30, bs=256, lr=.1, factor=.1, at=(10,20), wd=1e-4, nesterov=True),
@@ -753,7 +774,7 @@ def schedule(
     opt = partial(optimisers['sgd'], weight_decay=s['wd'], nesterov=s['nesterov'])
     return n,s['lr'],opt,PiecewiseLR(at, [s['lr']*s['factor']**k for k in range(len(at)+1)])
 
-# %% ../nbs/08_mint.ipynb #05c16f63
+# %% ../nbs/08_mint.ipynb #7f45894f
 def _train_source(dls):
     "All training images where they are in memory, as they are stored; else the training loader"
     from oamip_nb.data import ImageTensors, tensors
@@ -776,11 +797,12 @@ def prune_mint(self:Learner,
     scores, # `MintScores`, or a `BlockMask`
     remove:float|None=None, # Fraction of the weights of the listed layers to remove, in [0,1)
     caps=None, # Largest fraction that a layer may lose, as in `block_mask`
+    scope:str='layer', # As in `block_mask`
 )->BlockMask:
     "Zero blocks of weights of `learn.model`, and hold them at zero in every later fit; ValueError as in `block_mask`"
     if isinstance(scores, BlockMask) and remove is not None: raise ValueError('prune_mint: a BlockMask says already what goes; drop remove')
     if isinstance(scores, MintScores) and remove is None: raise ValueError('prune_mint: say how much goes: remove=.9')
-    m = scores if isinstance(scores, BlockMask) else block_mask(self.model, scores, remove, caps)
+    m = scores if isinstance(scores, BlockMask) else block_mask(self.model, scores, remove, caps, scope)
     zeros = _zeros_of(self.model, m)
     self.remove_cbs(self.cbs.filter(lambda cb: isinstance(cb, KeepWeights)))
     with torch.no_grad():
@@ -788,7 +810,7 @@ def prune_mint(self:Learner,
     self.add_cb(KeepWeights(m))
     return m
 
-# %% ../nbs/08_mint.ipynb #671caa4d
+# %% ../nbs/08_mint.ipynb #98cef2b8
 def _controls(model, scores, seed):
     "Scores to compare with, by name"
     return dict(mint=scores, random=random_blocks(scores, seed), magnitude=magnitude_blocks(model, scores), reversed=reversed_blocks(scores))
@@ -805,6 +827,7 @@ def mint_table(
     remove:float, # Fraction of the listed weights to remove, in [0,1)
     retrain=None, # Function of a `Learner` that trains it again; None for no retraining
     caps=None, # As in `block_mask`
+    scope:str='layer', # As in `block_mask`
     seed:int=0, # Seed of the random blocks and of the retraining
     only:tuple|None=None, # Names of the rows wanted; None for all
 )->pd.DataFrame: # One row per mask and stage, with fractions of the listed layers and of the network, sizes, and k of n test images
@@ -813,14 +836,14 @@ def mint_table(
     out = []
     for name,s in (dict(none=None)|_controls(learn.model, scores, seed)).items():
         if only and name not in only: continue
-        m = block_mask(learn.model, s or scores, remove if s else 0., caps); net = masked(learn.model, m); out.append(_row(name, net, m, learn.dls, 'before'))
+        m = block_mask(learn.model, s or scores, remove if s else 0., caps, scope); net = masked(learn.model, m); out.append(_row(name, net, m, learn.dls, 'before'))
         if retrain is None: continue
         set_seed(seed); new = Learner(learn.dls, net.train(), metrics=learn.metrics, cbs=KeepWeights(m))
         with new.no_bar(), new.no_logging(): retrain(new)
         out.append(_row(name, new.model, m, learn.dls, 'after'))
     return pd.DataFrame(out)
 
-# %% ../nbs/08_mint.ipynb #466e29a0
+# %% ../nbs/08_mint.ipynb #93774a8d
 def _require(ok, option, what, got):
     if not ok: raise ValueError(f'--{option}: expected {what}, got {got}')
 
@@ -840,7 +863,7 @@ def _run(o):
     with learn.no_bar(), learn.no_logging(): fit(learn)
     scores = learn.mint_scores(o['groups'], o['groups'], o['samples'], pairs=o['pairs'].split(',') if o['pairs'] else None, condition=o['condition'], cache=out/'pairs', n_jobs=o['jobs'], seed=o['seed'])
     print(scores, flush=True); scores.save(out/'scores.safetensors')
-    table = mint_table(learn, scores, o['remove'], lambda l: fit(l, o['retrain']) if o['retrain'] else None, o['cap'], o['seed']); table.to_csv(out/'table.csv', index=False)
+    table = mint_table(learn, scores, o['remove'], lambda l: fit(l, o['retrain']) if o['retrain'] else None, o['cap'], seed=o['seed']); table.to_csv(out/'table.csv', index=False)
     return table
 
 # %% ../nbs/08_mint.ipynb #282f5771

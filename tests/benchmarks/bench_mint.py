@@ -86,7 +86,7 @@ def retrain(learn, epochs):
 EPOCHS = 3 # of retraining, with the published steps at the same shares of it
 JOBS = [ # name, pairs, groups of the parent and of the child, images per class, fraction of the listed weights to remove, rows wanted
     ("20 groups", None, 20, 20, 250, .885, None), ("headline", ["fc2"], 250, 100, 50, .962, ("mint", "random", "magnitude", "reversed")),
-    *[(f"{g} groups", None, g, g, 250, .885, ("mint", "random", "magnitude", "reversed")) for g in (50, 10, 5)],
+    ("20 groups global", None, 20, 20, 250, .885, None), *[(f"{g} groups", None, g, g, 250, .885, ("mint", "random", "magnitude", "reversed")) for g in (50, 10, 5)],
     *[(f"{s} images", None, 20, 20, s, .885, ("mint",)) for s in (150, 350, 450, 550, 650)]]
 
 def mnist(out, seeds):
@@ -99,7 +99,7 @@ def mnist(out, seeds):
             dls = image_dls("MNIST", bs=256, valid=.1, seed=seed); model = dense(seed, dls, folder); learn = Learner(dls, model, metrics=accuracy)
             t = time.process_time(); scores = learn.mint_scores(gp, gc, s, pairs=pairs, cache=folder/"pairs", seed=seed); t = time.process_time()-t
             for m in only_:
-                for r in mint_table(learn, scores, remove, lambda l: retrain(l, EPOCHS), seed=seed, only=(m,)).to_dict("records"):
+                for r in mint_table(learn, scores, remove, lambda l: retrain(l, EPOCHS), scope="global" if "global" in name else "layer", seed=seed, only=(m,)).to_dict("records"):
                     if not rows.has(setting=name, seed=seed, mask=m, stage=r["stage"]): rows.add(setting=name, seed=seed, parent_groups=gp, child_groups=gc, samples_per_class=s, retrain_epochs=EPOCHS, score_seconds=round(t, 1), **r)
 
 def ablation(model, x, y, scores):
