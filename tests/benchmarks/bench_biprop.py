@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_biprop.py speed             # biprop_speed.csv
     python tests/benchmarks/bench_biprop.py sizes             # biprop_sizes.csv
-    python tests/benchmarks/bench_biprop.py conv2 FOLDER SEED # one epoch of the published recipe on CIFAR-10; biprop_conv2_cifar10.csv
+    python tests/benchmarks/bench_biprop.py conv2 FOLDER SEED [INIT] # one epoch of the published recipe on CIFAR-10; biprop_conv2_cifar10.csv
     python tests/benchmarks/bench_biprop.py mnist FOLDER NET SEED EPOCHS # ticket, random ticket, dense; biprop_mnist.csv
 
 The trainings keep checkpoints in FOLDER and go on from them.
@@ -119,11 +119,11 @@ def search(learn, recipe, folder, until):
     return found, sum(r["cpu_seconds"] for r in found.rows)
 
 
-def train_conv2(folder, seed, **changes):
+def train_conv2(folder, seed, init="kn"):
     "One epoch of the hundred of the published recipe, on all but ten training images; nothing is chosen"
-    r = Recipe.of("conv2", **{**dict(valid=.0002, seed=int(seed)), **changes}); learn = ticket_learner(r)
-    found, seconds = search(learn, r, f"{folder}/conv2-{seed}", 1); k, n = count_correct(learn.model, learn.dls.test); low, high = wilson(k, n)
-    keep_rows("biprop_conv2_cifar10.csv", [dict(recipe="conv2, published", seed=int(seed), images=len(learn.dls.train.dataset), epochs=1, of_epochs=r.epochs, keep=r.keep, lr=r.lr,
+    r = Recipe.of("conv2", valid=.0002, seed=int(seed), init=init); learn = ticket_learner(r)
+    found, seconds = search(learn, r, f"{folder}/conv2-{init}-{seed}", 1); k, n = count_correct(learn.model, learn.dls.test); low, high = wilson(k, n)
+    keep_rows("biprop_conv2_cifar10.csv", [dict(recipe=f"conv2, {init}", seed=int(seed), images=len(learn.dls.train.dataset), epochs=1, of_epochs=r.epochs, keep=r.keep, lr=r.lr,
         bs=r.bs, train_loss=found.rows[-1]["train_loss"], correct=k, of=n, accuracy=k/n, low=low, high=high, cpu_seconds=seconds)], ["recipe", "seed"])
 
 
