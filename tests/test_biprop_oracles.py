@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from oamip_nb.biprop import BinAct, SupermaskConv2d, SupermaskLinear, keep_ramp, kept_count, random_weight, set_global_keep, supermask_layers
+from oamip_nb.find_ticket import TicketLoss, jsd_loss, lr_factor, schedules
 from oracles import ROOT, needs_oracles
 
 DIR = Path(ROOT or ".")/"biprop"
@@ -121,6 +122,22 @@ def test_global(keep):
 def test_ramp(final):
     want = np.load(SCHEDULES)[f"global_ramp_final{final}_E10"]
     np.testing.assert_allclose([keep_ramp(e, final, 10) for e in range(len(want))], want, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", schedules)
+@pytest.mark.parametrize("warmup", (0, 5))
+def test_schedule(name, warmup):
+    "Every learning rate policy over 100 epochs, highest rate 0.256"
+    want = np.load(SCHEDULES)[f"{name}_lr_warm{warmup}"]
+    np.testing.assert_allclose([.256*lr_factor(name, e, 100, warmup) for e in range(100)], want, rtol=1e-9, atol=1e-15)
+
+
+def test_losses():
+    "Label smoothing and the Jensen-Shannon term, with gradients"
+    d = np.load(SCHEDULES)
+    for kind, loss in (("ls", TicketLoss(.1)), ("jsd", jsd_loss)):
+        z = T(d[f"{kind}_logits"]).requires_grad_(); out = loss(z, T(d[f"{kind}_target"]).long()); out.backward()
+        assert abs(out.item()/float(d[f"{kind}_loss"])-1) < 1e-6; close(z.grad, d[f"{kind}_grad"])
 
 
 def network(d, config):
