@@ -63,7 +63,7 @@ def _top_radix(a:Tensor, k:Tensor)->Tensor:
     tie = key==t; last = tie.sum()-tie.cumsum(0) # ties that come later
     return ((key>t)|(tie&(last<k-above-more))).to(a.dtype)
 
-# %% ../nbs/09_biprop.ipynb #6d641fba
+# %% ../nbs/09_biprop.ipynb #6c841374
 @torch.library.custom_op('oamip_nb::top_mask', mutates_args=())
 def _top_mask(a:Tensor, k:Tensor)->Tensor:
     flat = a.detach().float().reshape(-1)
@@ -78,7 +78,7 @@ def top_mask(
     k,        # How many stay, 0..n; a number, or a tensor of one number where `a` is
 )->Tensor: # 1. for the k largest, 0. elsewhere, same shape and type
     "Exactly the k largest entries; of equal ones those that come last in index order. No gradient"
-    return _top_mask(a.detach(), torch.as_tensor(k, device=a.device))
+    return _top_mask(a.detach(), k.to(a.device) if isinstance(k, Tensor) else torch.full((), k, device=a.device))
 
 # %% ../nbs/09_biprop.ipynb #8030834d
 def pinned_signs(

@@ -309,7 +309,7 @@ class TicketSearch(Callback):
         if self.recipe.shared: set_global_keep(_bare(self.model), keep_ramp(self.epoch, self.recipe.keep, self.recipe.ramp), self.recipe.floor)
         self.right = self.seen = self.valid_loss = 0
 
-# %% ../nbs/21_find_ticket.ipynb #6b39bf42
+# %% ../nbs/21_find_ticket.ipynb #5fb1cd6d
 def _once(learn, n):
     "Which rows of this batch are no repeats that fill up a shard"
     dl = learn.dl
@@ -322,8 +322,8 @@ def after_batch(self:TicketSearch):
     "Sum up losses, and right answers on validation images"
     n = len(self.y)
     if self.training: self.train_loss = self.train_loss+self.loss.detach().float()*n; self.train_n += n; return
-    once = _once(self.learn, n).to(self.y.device); y = self.y.as_subclass(Tensor); pred = self.pred.detach().as_subclass(Tensor).float()
-    self.right = self.right+((pred.argmax(1)==y)&once).sum(); self.seen += int(once.sum())
+    once = _once(self.learn, n); self.seen += int(once.sum()); once = once.to(self.y.device); y = self.y.as_subclass(Tensor); pred = self.pred.detach().as_subclass(Tensor).float()
+    self.right = self.right+((pred.argmax(1)==y)&once).sum()
     self.valid_loss = self.valid_loss+(F.cross_entropy(pred, y, reduction='none', label_smoothing=self.recipe.smoothing)*once).sum()
 
 def _summed(*values, device):
@@ -374,18 +374,18 @@ class _Amp(MixedPrecision):
         super().before_fit(); kind = self.dls.device.type
         if kind!='cuda': self.autocast = torch.autocast(kind, dtype=torch.bfloat16)
 
-# %% ../nbs/21_find_ticket.ipynb #70ad74ae
+# %% ../nbs/21_find_ticket.ipynb #f561d235
 @dataclass(frozen=True, eq=False)
 class Found:
     "What a search for a ticket gives"
     recipe:Recipe # What was asked for
     rows:tuple    # One dictionary per epoch
-    model:nn.Module # The supermask network with the best mask, in evaluation mode
+    model:nn.Module # The supermask network with the best mask (the last one inside a ramp), in evaluation mode
     folder:Path|None=None # Where checkpoints and results are
     @property
     def df(self)->pd.DataFrame: return pd.DataFrame(self.rows)
     @property
-    def best(self)->dict: return [r for r in self.rows if r['best']][-1]
+    def best(self)->dict: return [r for r in self.rows if r['best']][-1] if any(r['best'] for r in self.rows) else self.rows[-1]
     @property
     def ticket(self): return Ticket.from_model(self.model)
     def __repr__(self):
@@ -421,7 +421,7 @@ def _masked_net(model, r):
     if supermask_layers(model): return model
     return to_supermask(model, binary_activations=r.binary, first=r.first, last=r.last, norm=r.norm, seed=r.seed, **r.mask_options)
 
-# %% ../nbs/21_find_ticket.ipynb #3c055fce
+# %% ../nbs/21_find_ticket.ipynb #e30aff5d
 @patch
 def find_ticket(self:Learner,
     recipe=None, # A `Recipe`, a name in `recipes`, a YAML or JSON file, or None for the defaults; network and data are the `Learner`'s
@@ -452,7 +452,7 @@ def _found(learn, r, search, folder):
     "Put the best mask into the network; what was found"
     if num_distrib()>1: torch.distributed.barrier()
     if hasattr(search, 'best'): learn.model.load_state_dict(search.best)
-    elif folder: _load_search(folder/'best.safetensors', learn.model)
+    elif folder and (folder/'best.safetensors').exists(): _load_search(folder/'best.safetensors', learn.model)
     learn.model.eval()
     return Found(r, tuple(search.rows), learn.model, folder)
 
