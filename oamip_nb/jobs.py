@@ -134,7 +134,7 @@ def _call(name, f):
         with threadpool_limits(1), one_thread(): return done(f(), None)
     except Exception as e: return done(None, f'{type(e).__name__}: {e}')
 
-# %% ../nbs/18_jobs.ipynb #0892efa2
+# %% ../nbs/18_jobs.ipynb #08850af9
 @dataclass(frozen=True)
 class _Pool:
     "Workers: `submit(f, *args)` gives a future, at most `n` at a time are wanted, `stop()` ends what still runs"
@@ -145,7 +145,7 @@ class _Pool:
 _ENV = {k:'1' for k in ('OMP_NUM_THREADS','OPENBLAS_NUM_THREADS','MKL_NUM_THREADS')}
 
 def _loky(backend, n): # processes of this machine; a new set after one of them died
-    pool = lambda: get_reusable_executor(max_workers=n, timeout=300, env=_ENV)
+    pool = lambda: get_reusable_executor(max_workers=n, timeout=30, env=_ENV)
     return _Pool(lambda *args: pool().submit(*args), n, lambda: pool().shutdown(kill_workers=True))
 
 def _dask(backend, n): # workers of a Dask cluster, which has its own rule how often a job may lose its worker
