@@ -81,16 +81,16 @@ def start(self:Setup,
     "The untrained network of one seed, always with the same initial weights"
     return create_model(self.model, dls, seed=seed, init=self.init)
 
-# %% ../nbs/13_experiments.ipynb #217a98a6
+# %% ../nbs/13_experiments.ipynb #16da0dc1
 def _net(learn): # without the heads of decoupled training
     return learn.model.net if isinstance(learn.model, Decoupled) else learn.model
 
-def _fit(learn, epochs, lr, seed):
+def _fit(learn, epochs, lr, seed, cbs=None):
     "Train without a line of output; the network, ready to be measured"
     import fastai.callback.progress # no_bar
     set_seed(seed)
     if epochs:
-        with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr)
+        with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr, cbs=cbs)
     learn.model.eval(); return _net(learn)
 
 @patch
@@ -107,13 +107,14 @@ def file(self:Setup,
 def trained(self:Setup,
     seed:int=0,
     folder=None, # Keep trained networks here; None trains every time
+    cbs=None,    # Callbacks for the training
 )->Learner:
     "A `Learner` with the trained network of one seed, read from `folder` if it is there; a damaged file is made again with a warning"
     dls = self.dls(seed); learn = self.learner(dls, self.start(dls, seed)); path = folder and self.file(folder, seed)
     if path and path.exists():
         try: restore(learn.model, load_weights(path)[0]).eval(); return learn
         except ValueError as e: warnings.warn(f'{e} Training it again.')
-    _fit(learn, self.epochs, self.lr, seed)
+    _fit(learn, self.epochs, self.lr, seed, cbs)
     if path: save_weights(learn.model, path, seed=seed, **asdict(self))
     return learn
 
