@@ -424,7 +424,7 @@ def record(
     "What each pair's child reads and says, for the same images; ValueError for too few of a class"
     return _record_batches(model, pairs, _batches(x, y, samples_per_class, seed))
 
-# %% ../nbs/08_mint.ipynb #a309e242
+# %% ../nbs/08_mint.ipynb #dcf98ba0
 ESTIMATORS = ('tree','gaussian')
 
 def _members(labels, units, what):
@@ -442,8 +442,8 @@ def _stack(a, groups):
     for o,i in zip(out, groups): o[:,:len(i)] = a[:,i]
     return out
 
-def _trees_at_once(a, n): # on a GPU about 8 GB of distances
-    return max(1, int(2e9/n**2)) if a.is_cuda else _BATCH
+def _trees_at_once(a, n): # on a GPU about 8 GB of distances, on the CPU no more than 320 MB
+    return max(1, int(2e9/n**2) if a.is_cuda else min(_BATCH, int(8e7/n**2)))
 
 # %% ../nbs/08_mint.ipynb #2c730cb3
 @torch.no_grad()
@@ -810,7 +810,7 @@ def prune_mint(self:Learner,
     self.add_cb(KeepWeights(m))
     return m
 
-# %% ../nbs/08_mint.ipynb #98cef2b8
+# %% ../nbs/08_mint.ipynb #80a1c207
 def _controls(model, scores, seed):
     "Scores to compare with, by name"
     return dict(mint=scores, random=random_blocks(scores, seed), magnitude=magnitude_blocks(model, scores), reversed=reversed_blocks(scores))
@@ -830,11 +830,12 @@ def mint_table(
     scope:str='layer', # As in `block_mask`
     seed:int=0, # Seed of the random blocks and of the retraining
     only:tuple|None=None, # Names of the rows wanted; None for all
+    others:dict|None=None, # More scores to compare with, by name
 )->pd.DataFrame: # One row per mask and stage, with fractions of the listed layers and of the network, sizes, and k of n test images
     "MINT beside its controls at the same count: before and after retraining; 'none' is the dense network with the same extra training"
     from fastai.basics import set_seed
     out = []
-    for name,s in (dict(none=None)|_controls(learn.model, scores, seed)).items():
+    for name,s in (dict(none=None)|_controls(learn.model, scores, seed)|(others or {})).items():
         if only and name not in only: continue
         m = block_mask(learn.model, s or scores, remove if s else 0., caps, scope); net = masked(learn.model, m); out.append(_row(name, net, m, learn.dls, 'before'))
         if retrain is None: continue

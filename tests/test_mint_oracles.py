@@ -1,13 +1,14 @@
 "The estimator against stored runs of the published code, and against the numbers of a corrected one that was written independently."
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from oamip_nb.mint import (conditional_gmi, crossing, divergence, null_rows, published_count, published_null_rows, reference_tree, score_groups, spanning_trees,
+from oamip_nb.mint import (conditional_gmi, crossing, divergence, mint_scores, null_rows, published_count, published_null_rows, reference_tree, score_groups, spanning_trees,
                            squared_distances)
+from oamip_nb.models import create_model
 from oracles import ROOT, needs_oracles
-from pathlib import Path
 
-pytestmark = needs_oracles
 DIR = Path(ROOT or ".")/"mint"
 FILES = sorted(DIR.glob("synth_*.npz"))
 MLP = sorted(DIR.glob("mlp_*_25spc_*.npz"))
@@ -20,6 +21,7 @@ def corrected(rows, partners, x, y, z, n):
     e = reference_tree(torch.cat([x[rows], y[partners], z[rows]], 1).numpy()); n1 = n-2*n//3; r = int(crossing(torch.tensor(e.T), n1))
     return e, r, divergence(r, n1, n)
 
+@needs_oracles
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_as_published(path):
     d, x, y, z = load(path); n = len(x); order = torch.arange(n); n1 = int(d["n1"])
@@ -34,6 +36,7 @@ def test_as_published(path):
     assert abs(conditional_gmi(x, y, z, as_published=True).value-float(d["mi_original"])) < 1e-12
     assert abs(corrected(rows, partners, x, y, z, n)[2]-float(d["mi_true_count_same_bootstrap"])) < 1e-12
 
+@needs_oracles
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_corrected(path):
     d, x, y, z = load(path); n = len(x); n1 = int(d["n1"])
@@ -43,6 +46,7 @@ def test_corrected(path):
     assert np.array_equal(e[:, 0], d["mst_row_cond"]) and np.array_equal(e[:, 1], d["mst_col_cond"]) and r == int(d["r_cross_conditional"])
     assert abs(v-float(d["mi_true_count_conditional_bootstrap"])) < 1e-12
 
+@needs_oracles
 @pytest.mark.parametrize("path", [p for p in FILES if "ties" not in p.stem], ids=lambda p: p.stem)
 def test_fast_trees_are_the_same(path):
     d, x, y, z = load(path); rows, partners = null_rows(z, torch.arange(len(x)))
@@ -50,6 +54,7 @@ def test_fast_trees_are_the_same(path):
     e = np.array(sorted(map(sorted, ends.T.tolist())))
     assert np.array_equal(e[:, 0], d["mst_row_cond"]) and np.array_equal(e[:, 1], d["mst_col_cond"])
 
+@needs_oracles
 @pytest.mark.parametrize("path", MLP, ids=lambda p: p.stem)
 def test_network_scores(path):
     "Every pair of groups of a layer pair of the published network: as published, and each fault mended in turn"
@@ -66,6 +71,7 @@ def test_network_scores(path):
     got["I_fast_written"] = got["I_parent_original"]
     for k, v in got.items(): assert np.abs(v-d[k]).max() < 1e-12, k
 
+@needs_oracles
 @pytest.mark.parametrize("path", MLP, ids=lambda p: p.stem)
 def test_fast_scores_are_those_of_single_pairs(path):
     "Images that were drawn twice are left out, for two equal rows have many trees"
@@ -74,3 +80,10 @@ def test_fast_scores_are_those_of_single_pairs(path):
     for c, g in ((0, 0), (3, 7), (lc.max(), lp.max())):
         one = conditional_gmi(Q[:, lc == c], P[:, lp == g], P[:, lp != g], condition="all", permutations=0, resamples=0).value
         assert abs(float(s[c, g])-one) < 1e-12
+
+def test_pairs_in_parallel(tmp_path):
+    "Two processes give the scores of one, and leave them in the cache"
+    model = create_model("fc_baseline", (1, 8, 8), 10, seed=0); g = torch.Generator().manual_seed(0); x, y = torch.rand(300, 1, 8, 8, generator=g), torch.arange(300) % 10
+    kw = dict(parent_groups=4, child_groups=3, samples_per_class=20)
+    one, two = mint_scores(model, x, y, **kw), mint_scores(model, x, y, n_jobs=2, cache=tmp_path, **kw)
+    assert all(torch.equal(a.scores, b.scores) for a, b in zip(one.pairs, two.pairs)) and len(list(tmp_path.iterdir())) == 2

@@ -1,6 +1,6 @@
-"""MINT's experiments: python tests/benchmarks/bench_mint.py truth|speed|mnist|worth OUT.csv [seeds]
+"""MINT's experiments: python tests/benchmarks/bench_mint.py truth|speed|mnist|worth|groups OUT.csv [seeds]
 
-truth: what each conditioning detects in data of known truth. speed: CPU seconds by number of pairs. mnist and worth: see the functions; they need OAMIP_DATA.
+truth: what each conditioning detects in data of known truth. speed: CPU seconds by number of pairs. mnist, worth and groups: see the functions; they need OAMIP_DATA.
 A run that is stopped goes on where it was: rows that OUT.csv holds are not computed again."""
 import os
 import platform
@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 import warnings
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,11 +17,15 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastai.basics import Learner, accuracy, set_seed
-from oamip_nb.data import image_dls, tensors
+from fastai.callback.schedule import *
+from oamip_nb.data import calibration_batch, image_dls, tensors
+from oamip_nb.formulation import build_program, restrict
+from oamip_nb.importance import neuron_importance
 from oamip_nb.mint import (CONDITIONS, _block_entries, conditional_gmi, contiguous_groups, magnitude_blocks, mint_scores, mint_table,
-                           random_blocks, schedule, score_groups)
+                           random_blocks, schedule, score_groups, unit_groups)
 from oamip_nb.models import create_model, load_weights, restore, save_weights
-from oamip_nb.pruning import _hardware
+from oamip_nb.network import trace
+from oamip_nb.pruning import _hardware, count_correct, mask, remove, select
 from scipy.stats import spearmanr
 
 META = dict(python=platform.python_version(), **{k: version(k) for k in ("torch", "numpy", "oamip_nb")}, **_hardware())
@@ -83,24 +88,27 @@ def retrain(learn, epochs):
     n, lr, learn.opt_func, cb = schedule("mlp", len(learn.dls.train), epochs)
     with learn.no_bar(), learn.no_logging(): learn.fit(n, lr, cbs=cb)
 
-EPOCHS = 3 # of retraining, with the published steps at the same shares of it
-JOBS = [ # name, pairs, groups of the parent and of the child, images per class, fraction of the listed weights to remove, rows wanted
-    ("20 groups", None, 20, 20, 250, .885, None), ("headline", ["fc2"], 250, 100, 50, .962, ("mint", "random", "magnitude", "reversed")),
-    ("20 groups global", None, 20, 20, 250, .885, None), *[(f"{g} groups", None, g, g, 250, .885, ("mint", "random", "magnitude", "reversed")) for g in (50, 10, 5)],
-    *[(f"{s} images", None, 20, 20, s, .885, ("mint",)) for s in (150, 350, 450, 550, 650)]]
+FULL = ("none", "mint", "random", "magnitude", "reversed", "gaussian")
+JOBS = [ # name, pairs, groups of the parent and of the child, images per class, fraction of the listed weights to remove, rows wanted, epochs of retraining (0 for none)
+    ("20 groups", None, 20, 20, 250, .885, FULL, 1), ("headline", ["fc2"], 250, 100, 50, .962, FULL[1:], 1),
+    *[(f"{g} groups", None, g, g, 250, .885, FULL[1:5], 0) for g in (5, 10, 50)], *[(f"{s} images", None, 20, 20, s, .885, FULL[1:5], 0) for s in (150, 350, 450, 550, 650)],
+    ("20 groups, 3 epochs", None, 20, 20, 250, .885, FULL[:5], 3), ("20 groups global, 3 epochs", None, 20, 20, 250, .885, FULL[:5], 3),
+    *[(f"{g} groups, 3 epochs", None, g, g, 250, .885, FULL[1:5], 3) for g in (5, 10, 50)], ("headline, 3 epochs", ["fc2"], 250, 100, 50, .962, FULL[1:], 3)]
 
 def mnist(out, seeds):
     "The published table with its controls, before and after retraining"
     rows = Rows(out, ("setting", "seed", "mask", "stage")); folder = Path(os.environ.get("MINT_CACHE", "mint_cache"))
-    for name, pairs, gp, gc, s, remove, only in JOBS:
+    for name, pairs, gp, gc, s, remove, only, epochs in JOBS:
         for seed in seeds:
-            only_ = tuple(m for m in only or ("none", "mint", "random", "magnitude", "reversed") if not rows.has(setting=name, seed=seed, mask=m, stage="after"))
-            if not only_: continue
-            dls = image_dls("MNIST", bs=256, valid=.1, seed=seed); model = dense(seed, dls, folder); learn = Learner(dls, model, metrics=accuracy)
-            t = time.process_time(); scores = learn.mint_scores(gp, gc, s, pairs=pairs, cache=folder/"pairs", seed=seed); t = time.process_time()-t
-            for m in only_:
-                for r in mint_table(learn, scores, remove, lambda l: retrain(l, EPOCHS), scope="global" if "global" in name else "layer", seed=seed, only=(m,)).to_dict("records"):
-                    if not rows.has(setting=name, seed=seed, mask=m, stage=r["stage"]): rows.add(setting=name, seed=seed, parent_groups=gp, child_groups=gc, samples_per_class=s, retrain_epochs=EPOCHS, score_seconds=round(t, 1), **r)
+            wanted = [m for m in only if not rows.has(setting=name, seed=seed, mask=m, stage="after" if epochs else "before")]
+            if not wanted: continue
+            dls = image_dls("MNIST", bs=256, valid=.1, seed=seed); learn = Learner(dls, dense(seed, dls, folder), metrics=accuracy)
+            score = lambda e: learn.mint_scores(gp, gc, s, pairs=pairs, cache=folder/"pairs", seed=seed, estimator=e)
+            t = time.process_time(); scores = score("tree"); t = time.process_time()-t; again = (lambda l: retrain(l, epochs)) if epochs else None
+            others = dict(gaussian=replace(score("gaussian"), method="gaussian")) if "gaussian" in wanted else None
+            for m in wanted:
+                for r in mint_table(learn, scores, remove, again, scope="global" if "global" in name else "layer", seed=seed, only=(m,), others=others).to_dict("records"):
+                    if not rows.has(setting=name, seed=seed, mask=m, stage=r["stage"]): rows.add(setting=name, seed=seed, parent_groups=gp, child_groups=gc, samples_per_class=s, retrain_epochs=epochs, score_seconds=round(t, 1), **r)
 
 def ablation(model, x, y, scores):
     "Rise of the mean cross-entropy when a block of a child's weights is zeroed, by block"
@@ -114,7 +122,7 @@ def ablation(model, x, y, scores):
 
 def worth(out, seeds, samples=100):
     "Rank correlation of block scores with what the block is worth alone, and of two samples with each other; fc1 to fc2, 20 by 20 groups"
-    rows = Rows(out, ("score", "seed")); folder = Path(os.environ.get("MINT_CACHE", "mint_cache")); kinds = {k: dict(condition=k) for k in CONDITIONS} | dict(gaussian=dict(estimator="gaussian"))
+    rows = Rows(out, ("score", "seed")); folder = Path(os.environ.get("MINT_CACHE", "mint_cache")); kinds = {k: dict(condition=k) for k in CONDITIONS} | {"regress, 8 cuts": dict(splits=8), "gaussian": dict(estimator="gaussian")}
     for seed in seeds:
         dls = image_dls("MNIST", bs=256, valid=.1, seed=seed); model = dense(seed, dls, folder); x, y = tensors(dls.train); true = None
         for k in (*kinds, "magnitude", "random"):
@@ -127,6 +135,32 @@ def worth(out, seeds, samples=100):
             flat = [t.pairs[0].scores.flatten() for t in (a, b)]
             rows.add(score=k, seed=seed, samples_per_class=samples, ablation=round(float(spearmanr(flat[0], true.flatten())[0]), 4), repeat=round(float(spearmanr(*flat)[0]), 4), mean=round(float(flat[0].mean()), 4), sd=round(float(flat[0].std()), 4))
 
+def small_vgg(dls, seed): # the published VGG-7 on 8x8 images: what a processor can train in half a minute
+    return create_model("vgg7", dls, seed=seed)
+
+GROUPED = dict(lenet5=("MNIST", lambda dls, seed: create_model("lenet5", dls, seed=seed), 3, dict(steps=300, bs=256), 12_000),
+               vgg7=("digits", small_vgg, 8, dict(steps=100, bs=64, search=0), None))
+
+def groups(out, seeds):
+    "Size, time and accuracy of the program with a score per group: the published program on ten images (LeNet-5), descent at half of the parameters (both)"
+    rows = Rows(out, ("network", "seed", "share", "grouping", "method"))
+    for name, (data, make, epochs, kw, n) in GROUPED.items():
+        for seed in seeds if name == "lenet5" else seeds[:1]:
+            dls = image_dls(data, seed=seed, bs=128 if n else 64, n=n); set_seed(seed); learn = Learner(dls, make(dls, seed), metrics=accuracy)
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 3e-3)
+            model = learn.model.eval(); x, y = tensors(dls.train)
+            for share, grouping in ((1., "none"), (.5, "dependence"), (.5, "contiguous"), (.25, "dependence"), (.25, "contiguous")):
+                gs = None if share == 1 else unit_groups(model, x[:1000], share, grouping)
+                for method in ("relaxed", "descent") if name == "lenet5" else ("descent",):
+                    if rows.has(network=name, seed=seed, share=share, grouping=grouping, method=method): continue
+                    xs, ys = calibration_batch(dls.train, 10, seed=seed) if method == "relaxed" else (x, y)
+                    t = time.process_time()
+                    imp = neuron_importance(model, xs, ys, method=method, groups=gs, seed=seed, **({} if method == "relaxed" else dict(budget=dict(params=.5), **kw))); t = time.process_time()-t
+                    size = restrict(build_program(trace(model, xs), xs, ys), groups=gs) if method == "relaxed" else None
+                    sel = select(imp, params=.5); k, total = count_correct(mask(model, sel), dls.test); fixed, _ = count_correct(remove(model, sel, x[:1000], repair="lstsq"), dls.test)
+                    rows.add(network=name, data=data, seed=seed, share=share, grouping=grouping, method=method, scores=sum(int(g.max())+1 for g in gs.values()) if gs else sum(map(len, imp.scores.values())),
+                             entries=size.A.nnz if size else "", rows=size.A.shape[0] if size else "", cpu_seconds=round(t, 2), dense=count_correct(model, dls.test)[0], correct=k, repaired=fixed, tested=total)
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore"); torch.set_num_threads(1)
-    dict(truth=truth, speed=speed, mnist=mnist, worth=worth)[sys.argv[1]](sys.argv[2], [int(s) for s in (sys.argv[3] if len(sys.argv) > 3 else "012")])
+    dict(truth=truth, speed=speed, mnist=mnist, worth=worth, groups=groups)[sys.argv[1]](sys.argv[2], [int(s) for s in (sys.argv[3] if len(sys.argv) > 3 else "012")])
