@@ -94,7 +94,7 @@ def mask_options(self:Recipe)->dict:
     "Arguments of `MaskOptions`"
     return dict(keep=self.keep, init=self.init, **(self.options or {}))
 
-# %% ../nbs/21_find_ticket.ipynb #6d18a657
+# %% ../nbs/21_find_ticket.ipynb #0095fbe7
 _types = {'int':int, 'float':float, 'bool':bool, 'str':str, 'dict':dict}
 
 def _typed(k, v):
@@ -125,6 +125,7 @@ def of(cls:Recipe,
             raise ValueError(f'{k!r} is no field of a recipe'+(f'; did you mean {near[0]!r}?' if near else f'; there are {", ".join(names)}'))
     return cls(**{k:_typed(k, v) for k,v in d.items()})
 
+# %% ../nbs/21_find_ticket.ipynb #58700a3c
 def _read_recipe(path):
     "The dictionary in a YAML or JSON file"
     path = Path(path)
@@ -309,7 +310,7 @@ class TicketSearch(Callback):
         if self.recipe.shared: set_global_keep(_bare(self.model), keep_ramp(self.epoch, self.recipe.keep, self.recipe.ramp), self.recipe.floor)
         self.right = self.seen = self.valid_loss = 0
 
-# %% ../nbs/21_find_ticket.ipynb #5fb1cd6d
+# %% ../nbs/21_find_ticket.ipynb #0e281c0e
 def _once(learn, n):
     "Which rows of this batch are no repeats that fill up a shard"
     dl = learn.dl
@@ -332,6 +333,7 @@ def _summed(*values, device):
     if num_distrib()>1: torch.distributed.all_reduce(t)
     return t.tolist()
 
+# %% ../nbs/21_find_ticket.ipynb #b78f54a7
 @patch
 def after_epoch(self:TicketSearch):
     "Write the row of this epoch; keep it if it is the best"
@@ -374,7 +376,7 @@ class _Amp(MixedPrecision):
         super().before_fit(); kind = self.dls.device.type
         if kind!='cuda': self.autocast = torch.autocast(kind, dtype=torch.bfloat16)
 
-# %% ../nbs/21_find_ticket.ipynb #f561d235
+# %% ../nbs/21_find_ticket.ipynb #3629250c
 @dataclass(frozen=True, eq=False)
 class Found:
     "What a search for a ticket gives"
@@ -395,7 +397,7 @@ class Found:
         "Losses and validation accuracy by epoch; the axes"
         import matplotlib.pyplot as plt
         ax = ax or plt.subplots(figsize=(4.5,2.6))[1]; d = self.df
-        ax.plot(d.epoch, d.accuracy, 'o-', ms=3); ax.fill_between(d.epoch, d.low, d.high, alpha=.2); ax.axvline(self.best['epoch'], ls=':', c='0.5'); ax.set(xlabel='epoch', ylabel='validation accuracy')
+        ax.plot(d.epoch, d.accuracy, 'o-', ms=3); ax.fill_between(d.epoch, d.low, d.high, alpha=.2); ax.axvline(self.best['epoch'], ls=':', c='0.5'); ax.set(xlabel='epoch', ylabel='validation accuracy'); ax.locator_params('x', integer=True)
         return ax
 
 # %% ../nbs/21_find_ticket.ipynb #c21c383a
@@ -473,7 +475,7 @@ def ticket_learner(
     net = {**models, **ticket_nets}[r.net](dls, seed=r.seed, **(r.net_options or {}))
     return Learner(dls, normalised(net, _STATS.get(r.dataset, dls)), metrics=accuracy)
 
-# %% ../nbs/21_find_ticket.ipynb #220e5325
+# %% ../nbs/21_find_ticket.ipynb #a199dfaf
 def _fields(texts)->dict: # from 'name=value' on the command line
     bad = [t for t in texts or [] if '=' not in t]
     if bad: raise ValueError(f'--fields {bad[0]}: expected name=value')
@@ -485,6 +487,10 @@ def _json_or(v):
 
 def _say(text):
     if not rank_distrib(): print(text, flush=True)
+
+def _close(ax):
+    import matplotlib.pyplot as plt
+    plt.close(ax.figure)
 
 def _accuracy(model, dl, what):
     from oamip_nb.pruning import count_correct
@@ -498,10 +504,10 @@ def _cmd_find(o):
     with learn.no_bar(): found = learn.find_ticket(r, out, o.resume, o.until or None)
     if rank_distrib(): return
     digest = (t := Ticket.from_model(found.model, recipe=asdict(r), best=found.best, vocab=[str(v) for v in learn.dls.vocab], shape=list(learn.dls.one_batch()[0].shape[1:]))).save(out/'ticket.safetensors')
-    for name,ax in dict(keep=t.plot(), curve=found.plot()).items(): ax.figure.savefig(out/f'{name}.png', dpi=120, bbox_inches='tight')
+    for name,ax in dict(keep=t.plot(), curve=found.plot()).items(): ax.figure.savefig(out/f'{name}.png', dpi=120, bbox_inches='tight'); _close(ax)
     print(f"{found}\n{_accuracy(learn.model, learn.dls.test, 'test')}\nwritten: {out/'ticket.safetensors'} ({(out/'ticket.safetensors').stat().st_size} bytes), digest {digest}")
 
-# %% ../nbs/21_find_ticket.ipynb #6e32ae0e
+# %% ../nbs/21_find_ticket.ipynb #91abdf0c
 def _ticket(o):
     if not o.what: raise ValueError(f'{o.command} needs the file of a ticket')
     return Ticket.load(o.what)
@@ -527,13 +533,13 @@ def _cmd_inspect(o):
     "Show what a ticket keeps, layer by layer"
     t = _ticket(o); size = Path(o.what).stat().st_size; n = int(t.df.weights.sum()); print(t.df.round(4).to_string(index=False))
     print(f'{t}\nfile: {size} bytes, {8*size/n:.3f} bits per weight; dense: {4*n} bytes\nlayers behind signs: {len(t.bit_layers)}')
-    if o.out!='ticket_out': t.plot().figure.savefig(o.out, dpi=120); print(f'written: {o.out}')
+    if o.out!='ticket_out': ax = t.plot(); ax.figure.savefig(o.out, dpi=120); _close(ax); print(f'written: {o.out}')
 
-# %% ../nbs/21_find_ticket.ipynb #8105fe13
+# %% ../nbs/21_find_ticket.ipynb #7523b13b
 @call_parse
 def main(
     command:str,       # find, evaluate, export or inspect
-    what:str='',       # find: a recipe's name or file; the others: the file of a ticket
+    what:Param("find: a recipe's name or file; the others: the file of a ticket", str, opt=False, nargs='?')='',
     fields:Param('find: fields of the recipe to change, such as keep=.3 lr=.05', str, nargs='*')=None,
     out:str='ticket_out', # find: folder for checkpoints, ticket and results; export: file ending in .onnx or .safetensors; inspect: picture
     data:str=None,     # folder to look in for data sets first

@@ -75,7 +75,7 @@ def cpu(f):
 def masks(model): return [m.mask() if not isinstance(m, SortLayer) else m.mask for m in model.modules() if isinstance(m, SortLayer) or hasattr(m, "set_keep") and not isinstance(m, SortLayer)]
 
 
-def speed(repeats=5):
+def speed(repeats=3):
     torch.set_num_threads(1); torch.manual_seed(0); rows = []
     x, y = torch.rand(128, 3, 32, 32), torch.randint(10, (128,))
     for name, f in dict(Conv2=conv2, Conv4=conv4).items():
