@@ -39,7 +39,7 @@ class Setting:
 
 SETTINGS = dict(
     lenet5=Setting("MNIST", lenet5, 25_000, 3, 1e-3, 1, dict(method="published", lam=5., relax=True), 10),
-    vgg7=Setting("CIFAR10", partial(vgg7, init="kaiming_normal"), 5_000, 5, 5e-4, 3, dict(method="descent", lam=5., steps=100, bs=100), 100, 16, True))
+    vgg7=Setting("CIFAR10", partial(vgg7, init="kaiming_normal", dropout=0.), 2_500, 5, 1e-3, 10, dict(method="descent", lam=5., steps=100, bs=50), 50, 16))
 
 
 def train(s, seed, decoupled):
