@@ -38,7 +38,8 @@ class Rows:
     def key(self, r): return tuple(str(r[k]) for k in self.keys)
     def has(self, **r): return self.key(r) in self.done
     def add(self, **r):
-        self.rows.append(r | META); self.done.add(self.key(r)); pd.DataFrame(self.rows).to_csv(self.path, index=False)
+        self.rows.append(r | META); self.done.add(self.key(r)); part = self.path.with_suffix(f".{os.getpid()}.part")
+        pd.DataFrame(self.rows).to_csv(part, index=False); os.replace(part, self.path)
         print({k: v for k, v in r.items()}, flush=True)
 
 TRUTH = dict(indep="independent", cond_indep="independent", cond_indep_relu="independent", cond_dep="dependent", cond_dep_z="dependent", cond_dep_relu="dependent")
@@ -53,7 +54,7 @@ def sample(kind, n, dims, seed):
     return f(z@r(dz, dx)+y@r(dy, dx))+.1*r(n, dx), f(y), f(z)
 
 def truth(out, seeds, n=900):
-    "p-values of every conditioning on every kind of data; 40 repetitions for the default, 10 for the others"
+    "p-values of every conditioning on every kind of data; 40 repetitions for the default, 10 for the others; stop it at any time, the table counts what is there"
     rows = Rows(out, ("kind", "dims", "condition", "rep"))
     for rep in range(40):
         for dims in ((2, 2, 2), (5, 5, 20)):
