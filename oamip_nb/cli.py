@@ -271,7 +271,7 @@ def _numbers(text, option, kind=float):
     out = [one(v.strip()) for v in str(text).split(',') if v.strip()]
     _require(out, option, 'values with commas between them', repr(text)); return out
 
-# %% ../nbs/15_cli.ipynb #eeaa4baa
+# %% ../nbs/15_cli.ipynb #8cffe494
 def _lines(epochs):
     "A callback that prints one line per epoch"
     from fastai.basics import Callback
@@ -287,6 +287,7 @@ def _board(folder):
     try: from fastai.callback.tensorboard import TensorBoardCallback
     except ImportError as e: raise ValueError(f"--board needs TensorBoard: pip install 'oamip_nb[board]' ({e})") from e
     class Board(TensorBoardCallback):
+        run_valid = False
         def after_batch(self): # fastai's own stops at settings of PyTorch's optimisers that are no numbers
             self.writer.add_scalar('train_loss', self.smooth_loss, self.train_iter)
             for i,h in enumerate(self.opt.hypers): [self.writer.add_scalar(f'{k}_{i}', v, self.train_iter) for k,v in h.items() if isinstance(v, (int,float))]

@@ -42,7 +42,7 @@ def test_pruned_network_loads(tmp_path, capsys):
     "The printed call loads what was saved, at the fraction that was asked for"
     from oamip_nb.all import fc_baseline, load_pruned
     from oamip_nb.cli import main
-    main(model="fc_baseline", epochs=2, n=10, params=.3, out=str(tmp_path))
+    main(["--model", "fc_baseline", "--epochs", 2, "--n", 10, "--params", .3, "--out", tmp_path])
     call = next(l for l in capsys.readouterr().out.splitlines() if l.startswith("load it:")).removeprefix("load it:")
     small, dense = eval(call, dict(load_pruned=load_pruned, fc_baseline=fc_baseline)), fc_baseline((1, 8, 8), classes=10)
     size = lambda m: sum(p.numel() for p in m.parameters())
@@ -84,9 +84,46 @@ def test_bad_input(tmp_path, monkeypatch, capsys, options, message):
     "The same, without a process for each"
     from oamip_nb.cli import main
     for name in ("HOME", "FASTAI_HOME", "OAMIP_DATA"): monkeypatch.setenv(name, str(tmp_path/"empty"))
-    with pytest.raises(SystemExit) as stop: main(**options, out=str(tmp_path))
+    with pytest.raises(SystemExit) as stop: main([*(w for k, v in options.items() for w in (f"--{k}", v)), "--out", tmp_path])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and len(error.splitlines()) == 1
+
+
+def test_steps_from_a_shell(tmp_path):
+    "train, score, prune, fine-tune: each from the file of the one before; nothing is pickled"
+    train = ["--model", "fc_baseline", "--epochs", "3", "--lr", ".005"]
+    done = oamip("train", *train, "--out", "nets", cwd=tmp_path)
+    assert done.returncode == 0 and "epoch 3 of 3" in done.stdout, done.stderr
+    net, = (tmp_path/"nets").glob("*.safetensors")
+    for args, text in ((["score", net], "Importance by relaxed"), (["prune", net, "scores.safetensors", "--threshold", "mean"], "OAMIP against random"),
+                       (["fine-tune", "oamip_pruned/pruned.safetensors"], "fine-tuned")):
+        done = oamip(*map(str, args), cwd=tmp_path)
+        assert done.returncode == 0 and text in done.stdout and done.stderr == "", done.stdout + done.stderr
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".safetensors", ".csv", ".png"}
+
+
+@pytest.mark.parametrize("name", "train score prune fine-tune sweep compare".split())
+def test_help_of_each_command_is_quick(name, tmp_path):
+    start = time.time()
+    done = oamip(name, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and f"usage: oamip {name}" in done.stdout and time.time() - start < 5  # PyTorch is not loaded for it
+
+
+def test_unknown_command(tmp_path):
+    fails(oamip("pruen", cwd=tmp_path), "no command 'pruen'; there are train, score, prune, fine-tune, sweep, compare")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_killed_sweep_goes_on(tmp_path):
+    "Rows that were there when the process was killed are kept, the same command makes the others"
+    args = ["sweep", "threshold", "--model", "fc_baseline", "--epochs", "1", "--values", ".1,.2,mean", "--repeats", "3", "--out", "t.csv"]
+    run = subprocess.Popen([OAMIP, *args], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); table = tmp_path/"t.csv"
+    while not table.exists(): assert run.poll() is None; time.sleep(.02)
+    run.kill(); run.wait(); before = table.read_text().splitlines()
+    done = oamip(*args, cwd=tmp_path)
+    after = table.read_text().splitlines()
+    assert done.returncode == 0 and after[:len(before)] == before and len(after) == 1 + 3*3*6, done.stderr  # dense, OAMIP, critical, 3 random draws
+    assert list(tmp_path.glob("*.part*")) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to send")
