@@ -195,7 +195,7 @@ def summarise(
     if missing: raise ValueError(f"summarise: no column {', '.join(missing)}; the table has {', '.join(df)}")
     return pd.DataFrame([dict(zip(by, k))|_interval(d, value) for k,d in df.groupby(by, sort=False, dropna=False)])
 
-# %% ../nbs/13_experiments.ipynb #930a783d
+# %% ../nbs/13_experiments.ipynb #36bd2fe1
 def plot_sweep(
     df:pd.DataFrame, # Rows of `sweep`
     x:str,           # Column along the axis: numbers (curves) or names (points)
@@ -215,7 +215,7 @@ def plot_sweep(
     if not number: ax.set_xticks(range(len(names)), names)
     if logx: ax.set_xscale('log')
     ax.set(xlabel=x.replace('_',' '), ylabel=y.replace('_',' '))
-    if by: ax.legend(fontsize=8, frameon=False)
+    if by: ax.legend(title=None if by=='network' else by, fontsize=8, title_fontsize=8, frameon=False)
     return ax
 
 # %% ../nbs/13_experiments.ipynb #8e0824e3
