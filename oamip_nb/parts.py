@@ -50,7 +50,7 @@ def combine(
     common = {k:v for k,v in ps[0].settings.items() if all(k in p.settings and p.settings[k]==v for p in ps)}
     return Combined(scores, None, costs, method, common|dict(how=how, parts=[*parts]), dict(parts))
 
-# %% ../nbs/19_parts.ipynb #faf2745a
+# %% ../nbs/19_parts.ipynb #424eedd0
 _FORMAT = 'oamip_nb.combined/1'
 
 @patch
@@ -64,7 +64,7 @@ def load(cls:Combined, path)->Combined: # File that `save` wrote
     "Read what `save` wrote; ValueError names a file that is truncated, damaged or something else"
     t,d = read_tensors(path, _FORMAT, 'Score the network again and save it with Combined.save.')
     whole,*ps = [_from_info({n:t[f'{i}/{n}'] for n in info['layers']}, info) for i,info in enumerate(d['infos'])]
-    return cls(whole.scores, None, whole.costs, whole.method, whole.settings, dict(zip(d['parts'], ps)))
+    return cls(whole.scores, whole.certificate, whole.costs, whole.method, whole.settings, dict(zip(d['parts'], ps)))
 
 # %% ../nbs/19_parts.ipynb #b46ae026
 @patch

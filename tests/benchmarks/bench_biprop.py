@@ -1,7 +1,6 @@
-"""Figures of BIPROP: CPU seconds against a layer that sorts, sizes of tickets, and short trainings. Results go to nbs/results.
+"""Figures of BIPROP: CPU seconds against a layer that sorts and short trainings. Results go to nbs/results.
 
     python tests/benchmarks/bench_biprop.py speed             # biprop_speed.csv
-    python tests/benchmarks/bench_biprop.py sizes             # biprop_sizes.csv
     python tests/benchmarks/bench_biprop.py conv2 FOLDER SEED [INIT] # one epoch of the published recipe on CIFAR-10; biprop_conv2_cifar10.csv
     python tests/benchmarks/bench_biprop.py mnist FOLDER NET SEED EPOCHS # ticket, random ticket, dense; biprop_mnist.csv
 
