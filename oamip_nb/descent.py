@@ -257,7 +257,7 @@ def _order(plan, M, key, budget):
     v = [(float(w),l,j) for l,(u,m) in enumerate(zip(_per_price(plan, M, key, budget), M)) for j,w in enumerate(u.tolist()) if not m[j]]
     return [(l,j) for _,l,j in sorted(v, reverse=True)]
 
-# %% ../nbs/07_descent.ipynb #6ac8bad0
+# %% ../nbs/07_descent.ipynb #cdf4312a
 def soft_error(z:Tensor, y:Tensor)->Tensor: # Logits (n, classes), labels (n,) -> (n,) in (0, 1)
     "Smooth stand-in for the number of wrong answers: sigmoid of the best wrong logit minus the right one"
     zy = z.gather(1, y[:,None])
@@ -267,23 +267,23 @@ def near_accuracy(z:Tensor, y:Tensor)->Tensor: # Logits (n, classes), labels (n,
     "What descends under a budget: .3 cross-entropy + 2 soft error, closer to accuracy than the cross-entropy and as smooth"
     return .3*F.cross_entropy(z, y, reduction='none')+2*soft_error(z, y)
 
-def _narrow(st, h, kin, kout):
-    "An affine stage on kept inputs `kin` and kept outputs `kout` (None: all)"
+def _narrow(st, h, units, kin, kout):
+    "An affine stage on the kept ones `kin` of `units` inputs and the kept outputs `kout` (numbers; None: all)"
     W,b = st.weight,st.bias
-    if kin is not None: W = W.view(len(W), len(kin), -1)[:,kin].flatten(1) if W.dim()==2 else W[:,kin]
-    if kout is not None: W,b = W[kout],None if b is None else b[kout]
+    if kout is not None: W,b = W.index_select(0, kout),None if b is None else b.index_select(0, kout)
+    W = W.view(len(W), units, -1).index_select(1, kin).flatten(1) if W.dim()==2 else W.index_select(1, kin)
     z = st.op(h, W)
     return z if b is None else z+per_unit(b, z)
 
-# %% ../nbs/07_descent.ipynb #2e85d1aa
+# %% ../nbs/07_descent.ipynb #917aa7a2
 @patch
 def masked(self:Gated, h, M, start=0):
     "Logits from the input of gate `start` under 0/1 masks (units,); on kept units alone where the network allows"
     if not self.narrow: return self.tail(h, [m.float() for m in M], start)
-    K = [m.bool() for m in M]; h = h[:,K[start]]
+    K = [m.nonzero()[:,0] for m in M]; h = h.index_select(1, K[start])
     for l in range(start, len(K)):
         kin,kout = K[l],K[l+1] if l+1<len(K) else None
-        for st in self.segs[l+1][0]: h,kin = (_narrow(st, h, kin, kout),None) if st.kind=='affine' and kin is not None else (st(h),kin)
+        for st in self.segs[l+1][0]: h,kin = (_narrow(st, h, len(M[l]), kin, kout),None) if st.kind=='affine' and kin is not None else (st(h),kin)
     return h
 
 @patch
