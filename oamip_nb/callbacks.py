@@ -146,21 +146,25 @@ def _zero_entries(model, sel):
 def _write_zeros(zeros):
     for t,z in zeros: t[z] = 0
 
-# %% ../nbs/11_callbacks.ipynb #082e6186
-class KeepMask(Callback):
-    "Hold the parameters of removed units at zero while `learn.model`, a `mask`ed network, trains"
+# %% ../nbs/11_callbacks.ipynb #61f5f58e
+class _KeepZeros(Callback):
+    "Hold the entries that `find(model)` lists, as pairs (tensor, entries), at zero while `learn.model` trains"
     order,run_valid = 70,False # after everything that may touch the weights
-    def __init__(self,
-        sel:Selection, # Units to keep
-    ): self.sel = sel
     def before_fit(self):
-        "Find the entries that must be zero, and zero them; ValueError if the selection belongs to another network"
-        self.zeros = _zero_entries(self.learn.model, self.sel); self.after_step()
+        "Find the entries that must be zero, and zero them; an error if they belong to another network"
+        self.zeros = self.find(self.learn.model); self.after_step()
     def after_step(self): _write_zeros(self.zeros)
     def after_fit(self):
         "Zero what a checkpoint brought back; hold no tensors, for `learn.export` pickles callbacks"
         if not hasattr(self.learn, 'lr_finder'): _write_zeros(self.zeros)
         del self.zeros
+
+class KeepMask(_KeepZeros):
+    "Hold the parameters of removed units at zero while `learn.model`, a `mask`ed network, trains; ValueError for a selection of another network"
+    def __init__(self,
+        sel:Selection, # Units to keep
+    ): self.sel = sel
+    def find(self, model): return _zero_entries(model, self.sel)
 
 # %% ../nbs/11_callbacks.ipynb #2f716068
 def _next_share(f, k, K, left):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = sorted((ROOT/"nbs").glob("[!_.]*.ipynb"))
 LIMIT = int(os.environ.get("NB_TIMEOUT", 600))
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MPLBACKEND": "agg"}
-MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work)/\w[^\s\"'\\]*")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp)/\w[^\s\"'\\]*")
 
 
 def run(nb):

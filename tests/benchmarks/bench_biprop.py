@@ -7,12 +7,13 @@
 The trainings keep checkpoints in FOLDER and go on from them.
 """
 import copy, sys, time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.basics import Learner, accuracy
+from fastai.basics import Learner, SGD, accuracy
 from torch import nn
 
 from oamip_nb.biprop import supermask_layers, to_supermask
@@ -136,7 +137,7 @@ def train_mnist(folder, net, seed, epochs):
         rows.append(dict(network=net, arm=arm, seed=seed, epochs=epochs, keep=r.keep, correct=k, of=n, accuracy=k/n, low=low, high=high, cpu_seconds=round(seconds, 1)))
     found, seconds = search(learn, r, f"{folder}/{name}-{seed}-{epochs}", None); row("ticket", learn.model, seconds)
     row("random ticket", to_supermask(dense, keep=r.keep, init=r.init, seed=r.seed), 0.)
-    best, start = (-1, None), time.process_time(); sgd = Learner(learn.dls, dense, metrics=accuracy, opt_func=lambda ps, **kw: __import__("fastai.optimizer").optimizer.SGD(ps, mom=.9, **kw))
+    start = time.process_time(); sgd = Learner(learn.dls, dense, metrics=accuracy, opt_func=partial(SGD, mom=.9))
     with sgd.no_bar(), sgd.no_logging():
         sgd.fit_one_cycle(epochs, 1e-2)
     row("dense, trained", dense, time.process_time()-start)
