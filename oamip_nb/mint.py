@@ -117,7 +117,7 @@ def published_null_rows(z, order):
     near = NearestNeighbors(n_neighbors=1, algorithm='ball_tree').fit(z[A]).kneighbors(z[B], return_distance=False)[:h,0]
     return torch.cat([C, A]),torch.cat([C, B[torch.from_numpy(near)]])
 
-# %% ../nbs/08_mint.ipynb #cdd4ffa0
+# %% ../nbs/08_mint.ipynb #289c9bb0
 def standardized(
     a:Tensor, # Values, shape (n, columns)
 )->Tensor: # Same shape: mean 0 and variance 1 in each column, zeros where it is constant
@@ -135,8 +135,20 @@ def _partial(P, Q, ridge):
         return E+Y@B[g],Y
     return without
 
-# %% ../nbs/08_mint.ipynb #54a84804
-CONDITIONS = dict(regress='what Z explains linearly is taken from X and Y', nearest='the `dims` columns of Z that correlate most with Y',
+def _features(Z, most=100):
+    "The columns of Z that vary, and random ReLUs of them, all standardised: a basis for non-linear regression (Rahimi and Recht 2007)"
+    Z = Z[:,Z.any(0)]; (n,m),g = Z.shape,torch.Generator().manual_seed(0); k = min(most, n//4)
+    if not m*k: return Z
+    W,b = (torch.randn(*s, generator=g, dtype=torch.float64).to(Z) for s in ((m,k),(k,)))
+    return torch.cat([Z, standardized(torch.relu(Z@W/m**.5+b/2))], 1)
+
+def _residual(F, a, ridge):
+    "What a ridge regression on the columns of F leaves of a"
+    if len(F)<=F.shape[1]: raise ValueError(f"{len(F)} rows cannot take a regression on {F.shape[1]} columns: take more samples per class, or condition='nearest'")
+    return a-F@torch.linalg.solve(F.T@F+ridge*len(F)*torch.eye(F.shape[1], dtype=F.dtype, device=F.device), F.T@a)
+
+# %% ../nbs/08_mint.ipynb #a11a9f32
+CONDITIONS = dict(features='what Z and random ReLUs of Z explain is taken from X and Y', regress='what Z explains linearly is taken from X and Y', nearest='the `dims` columns of Z that correlate most with Y',
                   pca='the first `dims` principal components of Z', all='all of Z', none='nothing')
 
 def _few(Y, Z, how, dims):
@@ -153,6 +165,7 @@ def _conditioner(P, Q, how, dims, ridge):
         without = _partial(P, Q, ridge)
         return lambda g: (*map(standardized, without(g)), None)
     rest = lambda g: P[:,~torch.isin(torch.arange(P.shape[1], device=g.device), g)]
+    if how=='features': return lambda g: (*map(standardized, _residual(_features(rest(g)), torch.cat([Q, P[:,g]], 1), ridge).split([Q.shape[1], len(g)], 1)), None)
     return lambda g: (Q, P[:,g], _few(P[:,g], rest(g), how, dims))
 
 # %% ../nbs/08_mint.ipynb #f357b4be
@@ -230,18 +243,18 @@ def _as_published(x, y, z):
     n = len(x); rows,partners = published_null_rows(z if z.shape[1] else None, torch.arange(n)); n1 = n-_parts(n)[1]
     return divergence(published_count(reference_tree(torch.cat([x[rows], y[partners], z[rows]], 1).numpy()), n1), n1, n)
 
-# %% ../nbs/08_mint.ipynb #19795fad
+# %% ../nbs/08_mint.ipynb #9350acbe
 def conditional_gmi(
     x, # First variable, shape (n, columns) or (n,), n >= 6
     y, # Second variable, shape (n, columns) or (n,)
     z=None, # What is conditioned on, shape (n, columns) or (n,); None for nothing
     splits:int=1, # Random cuts of the rows that are averaged
-    condition:str='regress', # One of `CONDITIONS`
+    condition:str='features', # One of `CONDITIONS`
     dims:int=5, # Columns or components for 'nearest' and 'pca'
     permutations:int=99, # Permuted copies for the p-value; 0 for none
     resamples:int=20, # Draws of the jackknife for the interval; 0 for none
     neighbours:int=5, # Rows among which y moves in a local permutation
-    ridge:float=1e-3, # Ridge of 'regress', per row and standardised column
+    ridge:float=1e-3, # Ridge of 'features' and 'regress', per row and standardised column
     as_published:bool=False, # The published code's value instead; one cut in the given order, raw columns, all of z
     seed:int=0, # Seed of cuts, permutations and draws
 )->Estimate:
@@ -425,7 +438,7 @@ def record(
     "What each pair's child reads and says, for the same images; ValueError for too few of a class"
     return _record_batches(model, pairs, _batches(x, y, samples_per_class, seed))
 
-# %% ../nbs/08_mint.ipynb #dcf98ba0
+# %% ../nbs/08_mint.ipynb #12c1caff
 ESTIMATORS = ('tree','gaussian')
 
 def _members(labels, units, what):
@@ -443,10 +456,10 @@ def _stack(a, groups):
     for o,i in zip(out, groups): o[:,:len(i)] = a[:,i]
     return out
 
-def _trees_at_once(a, n): # on a GPU about 8 GB of distances, on the CPU no more than 320 MB
-    return max(1, int(2e9/n**2) if a.is_cuda else min(_BATCH, int(8e7/n**2)))
+def _trees_at_once(a, n): # on a GPU about 8 GB of distances, on the CPU no more than 240 MB
+    return max(1, int(2e9/n**2) if a.is_cuda else min(_BATCH, int(6e7/n**2)))
 
-# %% ../nbs/08_mint.ipynb #2c730cb3
+# %% ../nbs/08_mint.ipynb #57262717
 @torch.no_grad()
 def score_groups(
     parent:Tensor, # What the child reads, shape (n, channels)
@@ -469,7 +482,7 @@ def score_groups(
     g = torch.Generator().manual_seed(seed); orders = [torch.randperm(n, generator=g).to(P.device) for _ in range(splits)]
     if estimator=='gaussian': out = torch.stack([torch.stack([_gaussian(X[:,c], Y) for c in rows]) for X,Y,_ in map(take, cols)], 1).cpu()
     else:
-        for o in orders: _add_cut(out, take, cols, rows, o, condition=='regress')
+        for o in orders: _add_cut(out, take, cols, rows, o, condition in ('features','regress'))
         out /= splits
     alive = lambda a,groups: torch.tensor([bool(a[:,i].any()) for i in groups])
     return out*alive(Q, rows)[:,None]*alive(P, cols)

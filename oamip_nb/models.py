@@ -288,15 +288,15 @@ def vgg19(
     "OAMIP's VGG-19; `init` and `seed` as in `fc_baseline`. ValueError when the images are too small"
     return _build(dls_or_shape, classes, _vgg19_plan, pool=pool, hidden=(4096,4096), norm='affine', dense_norm=None, dropout=dropout, side=7, **kwargs)
 
-# %% ../nbs/01_models.ipynb #698d6034
+# %% ../nbs/01_models.ipynb #8b185cd7
 class PadShortcut(nn.Module):
     "Option A: every second pixel, and `extra` channels of zeros, half of them on either side"
     def __init__(self,
         stride:int, # Step between the pixels that stay, at least 1
         extra:int,  # Channels to add, even
-    ): super().__init__(); self.stride, self.extra = stride, extra
-    def forward(self, x): return F.pad(x[:,:,::self.stride,::self.stride], (0,0,0,0,self.extra//2,self.extra//2))
-    def extra_repr(self): return f'stride={self.stride}, extra={self.extra}'
+    ): super().__init__(); self.stride, self.left, self.right = stride, extra//2, extra//2 # a pruned network may need different numbers on either side
+    def forward(self, x): return F.pad(x[:,:,::self.stride,::self.stride], (0,0,0,0,self.left,self.right))
+    def extra_repr(self): return f'stride={self.stride}, left={self.left}, right={self.right}'
 
 # %% ../nbs/01_models.ipynb #d63b2707
 def _shortcut(kind:str, c_in:int, c_out:int, stride:int)->nn.Module:

@@ -252,10 +252,15 @@ def _chain(gm):
             calls.append(_module_of(n, mods)); prev = n
     return calls
 
-# %% ../nbs/02_network.ipynb #ef509749
-def _record(model):
+# %% ../nbs/02_network.ipynb #da310725
+class _Tracer(torch.fx.Tracer):
+    "Records modules of the types `leaves` as one call each"
+    def __init__(self, leaves): super().__init__(); self.leaves = leaves
+    def is_leaf_module(self, m, path): return isinstance(m, self.leaves) or super().is_leaf_module(m, path)
+
+def _record(model, leaves=()):
     "The torch.fx record of `model`, from a copy in evaluation mode"
-    try: return torch.fx.symbolic_trace(copy.deepcopy(model).cpu().eval())
+    try: root = copy.deepcopy(model).cpu().eval(); return torch.fx.GraphModule(root, _Tracer(leaves).trace(root))
     except Exception as e: raise NotImplementedError(f'torch.fx cannot record {type(model).__name__} ({e}); its forward may not depend on the values of its input') from e
 
 def _stages(calls, fold_bn):
