@@ -8,6 +8,7 @@ from fastai.callback.schedule import *
 from .data import *
 from .models import *
 from .network import *
+from .graphs import *
 from .bounds import *
 from .formulation import *
 from .solvers import *
