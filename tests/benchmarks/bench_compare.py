@@ -42,7 +42,7 @@ class Setting:
 SETTINGS = dict(
     fc3=Setting("MNIST", 5),
     lenet5=Setting("MNIST", 3, tuned=(.7, .95), model=dict(padding=2, pool="max")),
-    conv5=Setting("CIFAR10", 12, "macs", (.3, .5, .7), (.7,), descent=dict(steps=800, bs=128, search=0), images=20_000, repair=5_000, shift=3))
+    conv5=Setting("CIFAR10", 10, "macs", (.5, .3, .7), (.7,), descent=dict(steps=500, bs=128, search=0), images=20_000, repair=5_000, shift=3))
 # name -> (criterion, scope of the selection)
 CRITERIA = {k: (k, "global") for k in ("random", "magnitude", "activation", "taylor", "snip", "tp_magnitude", "tp_taylor", "tp_hessian", "tp_lamp", "tp_fpgm")}
 CRITERIA |= {f"{k}, per layer": (k, "layer") for k in ("magnitude", "taylor")}
@@ -75,6 +75,11 @@ def trained(name, seed, dls):
     return model
 
 
+def shuffled(x, y, seed):
+    "Images and labels in an order of the seed: a folder of images comes class by class, and criteria take the first ones"
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)); return x[order], y[order]
+
+
 def importance(method, model, x, y, s, removed, seed, known):
     "Scores of one method; those of a criterion, which know no budget, are made once"
     budget = {s.what: removed}
@@ -95,7 +100,7 @@ def main(name, out, seeds):
         part = out.with_suffix(".part"); pd.DataFrame(rows).to_csv(part, index=False); os.replace(part, out)
         print(seed, removed, method, stage, f"{k/n:.4f}", f"{seconds:.1f} s", flush=True)
     for seed in seeds:
-        dls = image_dls(s.dataset, seed=seed); x, y = tensors(dls.train); t = time.process_time(); model = trained(name, seed, dls); t = time.process_time()-t
+        dls = image_dls(s.dataset, seed=seed); x, y = shuffled(*tensors(dls.train), seed); t = time.process_time(); model = trained(name, seed, dls); t = time.process_time()-t
         if (seed, 0., "dense", "plain") not in done: add(seed, 0., "dense", "plain", model, t)
         known = {}
         for removed in s.budgets:

@@ -72,7 +72,7 @@ def speed(out, seeds):
     rows = Rows(out, ("groups", "n", "condition"))
     g = torch.Generator().manual_seed(0)
     for k in (20, 50):
-        for how in ("regress", "all", "nearest", "none"):
+        for how in ("features", "regress", "all", "nearest", "none"):
             if rows.has(groups=k, n=2500, condition=how): continue
             P = torch.relu(torch.randn(2500, 500, generator=g)); Q = torch.relu(P@torch.randn(500, 300, generator=g)/20)
             t, w = time.process_time(), time.time(); score_groups(P, Q, contiguous_groups(500, k), contiguous_groups(300, k), condition=how)
