@@ -15,7 +15,8 @@ from .models import PadShortcut
 from .network import Budget, Costs, LayerCost, Network, _GONE, _check_finite, _chain, _record, per_unit, trace_for
 
 # %% auto #0
-__all__ = ['HELD', 'Structure', 'structure', 'Part', 'GraphCosts', 'Graph', 'read_graph']
+__all__ = ['Structure', 'structure', 'PartCost', 'GraphCosts', 'Graph', 'read_graph', 'GraphGated', 'coupled', 'structure_for',
+           'read_network']
 
 # %% ../nbs/26_graphs.ipynb #c41e70d9
 class _Labels:
@@ -38,7 +39,7 @@ class _Labels:
 
     def stay(self): return {self.root(i):why for i,why in reversed(self.held)} # root -> the first reason why it stays
 
-# %% ../nbs/26_graphs.ipynb #38a748ba
+# %% ../nbs/26_graphs.ipynb #0359276c
 _SAME = (*_GONE, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus,
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 _BY_NAME = {k:kind for kind,names in dict(
@@ -48,11 +49,11 @@ _BY_NAME = {k:kind for kind,names in dict(
     hold='chunk split unbind permute transpose unsqueeze stack expand expand_as sum matmul bmm layer_norm group_norm').items() for k in names.split()}
 _HOLD = (nn.LayerNorm, nn.GroupNorm)
 _BN = nn.modules.batchnorm._BatchNorm
-HELD = np.empty(0, dtype=int) # the labels of a tensor whose channels all stay
+_HELD = np.empty(0, dtype=int) # the labels of a tensor whose channels all stay
 
 def _no(path, what, why): raise NotImplementedError(f"'{path}': {what} {why}")
 
-# %% ../nbs/26_graphs.ipynb #a1fdaccb
+# %% ../nbs/26_graphs.ipynb #4b330dae
 @dataclass(frozen=True, eq=False)
 class _Value:
     "Labels of the channels of a tensor; `flat`: each stands for a block of features"
@@ -66,22 +67,22 @@ class _Walk:
         self.labels,self.ends,self.last,vals = _Labels(),{},None,{}
         for n in self.gm.graph.nodes:
             ins = [vals[i] for i in n.all_input_nodes]
-            if n.op=='placeholder': vals[n] = _Value(HELD) if not vals else _no(n.name, 'a second input', 'cannot be scored; give the network one tensor')
-            elif n.op=='get_attr': vals[n] = _Value(HELD)
+            if n.op=='placeholder': vals[n] = _Value(_HELD) if not vals else _no(n.name, 'a second input', 'cannot be scored; give the network one tensor')
+            elif n.op=='get_attr': vals[n] = _Value(_HELD)
             elif n.op=='output': self._output(n, ins)
             elif all(v is None for v in ins) or n.target in ('size','dim',getattr): vals[n] = None # shapes and arithmetic on them
             elif n.op=='call_module': vals[n] = self._module(n.target, self.mods[n.target], ins)
             else: vals[n] = self._call(n, getattr(n.target, '__name__', n.target), ins)
 
-    def hold(self, v, why): self.labels.hold(v.ids, why); return _Value(HELD)
+    def hold(self, v, why): self.labels.hold(v.ids, why); return _Value(_HELD)
 
     def _output(self, n, ins):
         if not isinstance(n.args[0], torch.fx.Node): _no(n.name, f'{len(ins)} outputs (several heads)', 'cannot be scored: pass a network that returns one tensor of logits')
         self.hold(ins[0], "the network's output"); self.last = n.args[0].target if n.args[0].op=='call_module' else None
 
-# %% ../nbs/26_graphs.ipynb #5dc592a6
+# %% ../nbs/26_graphs.ipynb #e39220c1
 def _spread(path, v, n): # the labels of n features or channels
-    if v.ids is HELD: return np.full(n, -1)
+    if v.ids is _HELD: return np.full(n, -1)
     if n%len(v.ids) or (n!=len(v.ids) and not v.flat): _no(path, f'{n} inputs behind {len(v.ids)} channels', 'do not fit; is something reshaped between them?')
     return np.repeat(v.ids, n//len(v.ids))
 
@@ -91,15 +92,16 @@ def _module(self:_Walk, path, m, ins):
     if path in self.ends: _no(path, f'{type(m).__name__} is called twice', 'and would need the same units at both places; give each call its own module')
     _check_finite(path, m)
     v = ins[0] if len(ins)==1 else _no(path, f'{type(m).__name__} with {len(ins)} inputs', 'is not supported')
+    if isinstance(m, (nn.Softmax, nn.LogSoftmax)): _no(path, type(m).__name__, 'is not supported: pass the model without it; the cross-entropy contains the softmax')
     if isinstance(m, (nn.Linear, nn.Conv2d)): return self._layer(path, m, v)
     if isinstance(m, _BN):
         ids = _spread(path, v, m.num_features); self.ends[path] = (ids, ids); return v
     if isinstance(m, PadShortcut):
-        if v.ids is HELD: return v
+        if v.ids is _HELD: return v
         ids = np.concatenate([self.labels.fresh(m.left), v.ids, self.labels.fresh(m.right)]); self.ends[path] = (v.ids, ids); return _Value(ids)
     if isinstance(m, nn.Flatten): return replace(v, flat=True) if m.start_dim==1 and m.end_dim==-1 else self.hold(v, f"'{path}' flattens more or less than each image")
     if isinstance(m, _SAME): return v
-    if isinstance(m, _HOLD) or v.ids is HELD: return self.hold(v, f"'{path}' ({type(m).__name__}) works across channels")
+    if isinstance(m, _HOLD) or v.ids is _HELD: return self.hold(v, f"'{path}' ({type(m).__name__}) works across channels")
     _no(path, type(m).__name__, 'is not supported: what it does to channels is not known')
 
 @patch
@@ -113,7 +115,7 @@ def _layer(self:_Walk, path, m, v):
         both = np.concatenate([i,o]); self.labels.unite(both[:-1], both[1:])
     return _Value(out)
 
-# %% ../nbs/26_graphs.ipynb #c599bbb5
+# %% ../nbs/26_graphs.ipynb #d431ac12
 def _dims(n, k): # a dimension argument, at position k or by name
     d = n.args[k] if len(n.args)>k else n.kwargs.get('dim')
     return d if isinstance(d, (tuple,list)) else n.args[k:] if len(n.args)>k+1 else (d,)
@@ -122,25 +124,25 @@ def _dims(n, k): # a dimension argument, at position k or by name
 def _call(self:_Walk, n, name, ins):
     "Labels behind a function or method, or an error that names it"
     kind,ts = _BY_NAME.get(name),[v for v in ins if v is not None]; v = ts[0]
-    if all(t.ids is HELD for t in ts): return _Value(HELD)
+    if all(t.ids is _HELD for t in ts): return _Value(_HELD)
     if kind is None: _no(n.name, f'the call of {name}', 'is not supported: what it does to channels is not known')
     if kind=='join': return self._join(n, ts)
-    if kind=='cat' and _dims(n, 1)==(1,) and all(t.ids is not HELD and not t.flat for t in ts): return _Value(np.concatenate([t.ids for t in ts]))
+    if kind=='cat' and _dims(n, 1)==(1,) and all(t.ids is not _HELD and not t.flat for t in ts): return _Value(np.concatenate([t.ids for t in ts]))
     if kind=='flatten' and (n.args[1:], n.kwargs) in (((1,), {}), ((), dict(start_dim=1))) or kind=='view' and len(n.args)==3 and n.args[2]==-1: return replace(v, flat=True)
     whole = kind=='getitem' and isinstance(n.args[1], tuple) and len(n.args[1])>1 and n.args[1][1]==slice(None)
     image = kind in ('mean','squeeze') and all(d in (2,3,-1,-2) for d in _dims(n, 1)) and (kind=='squeeze' or len(_dims(n, 1))==2)
     if kind=='same' or whole or image or kind=='pad' and len(n.args[1])<=4: return v
     for t in ts: self.hold(t, f"'{n.name}' ({name}) moves channels or mixes them")
-    return _Value(HELD)
+    return _Value(_HELD)
 
 @patch
 def _join(self:_Walk, n, ts):
     "Both operands have the same channels, or one of them is a number"
     if len(ts)<2: return ts[0]
     a,b = ts
-    if a.ids is HELD or b.ids is HELD or len(a.ids)!=len(b.ids) or a.flat!=b.flat:
+    if a.ids is _HELD or b.ids is _HELD or len(a.ids)!=len(b.ids) or a.flat!=b.flat:
         for t in ts: self.hold(t, f"'{n.name}' joins them to channels that stay")
-        return _Value(HELD)
+        return _Value(_HELD)
     self.labels.unite(a.ids, b.ids)
     return a
 
@@ -199,9 +201,9 @@ def structure(
     place = lambda v: torch.tensor([number.get(r, -1) for r in v.tolist()], dtype=torch.long)
     return Structure({g:len(r) for g,r in groups.items()}, {p:(place(i), place(o)) for p,(i,o) in ends.items()}, fixed, w.last)
 
-# %% ../nbs/26_graphs.ipynb #d2a4d386
+# %% ../nbs/26_graphs.ipynb #d573084e
 @dataclass(frozen=True)
-class Part:
+class PartCost:
     "Parameters and multiply-adds of one module"
     name:str        # Module path
     reads:tuple     # Pairs (group, channels read per unit)
@@ -216,7 +218,7 @@ class Part:
 class GraphCosts:
     "Units, parameters and multiply-adds of a network with coupled layers; the same calls as `Costs`"
     groups:tuple    # Pairs (group, units), in forward order
-    parts:tuple     # One `Part` per Linear, Conv2d and BatchNorm
+    parts:tuple     # One `PartCost` per Linear, Conv2d and BatchNorm
     rest:int=0      # Parameters of other modules
 
     def units(self, kept:dict): # Group -> number of units kept (int, float or 0-dim tensor); an absent group is whole
@@ -238,7 +240,7 @@ class GraphCosts:
     def full(self): # Units, parameters and multiply-adds of the dense network
         return dict(units=self.units({}), params=self.params({}), macs=self.macs({}))
 
-# %% ../nbs/26_graphs.ipynb #176ab666
+# %% ../nbs/26_graphs.ipynb #dba2d031
 @patch
 def _quadratic(self:GraphCosts, what):
     "Q of k'Qk, with a 1 behind the numbers of kept units"
@@ -272,7 +274,7 @@ def to_dict(self:GraphCosts)->dict:
 def from_dict(cls:GraphCosts, d:dict)->GraphCosts: # `d` as `to_dict` made it
     "Inverse of `to_dict`"
     pairs = lambda t: tuple((g,c) for g,c in t)
-    return cls(pairs(d['groups']), tuple(Part(**p|dict(reads=pairs(p['reads']), writes=pairs(p['writes']))) for p in d['parts']), d['rest'])
+    return cls(pairs(d['groups']), tuple(PartCost(**p|dict(reads=pairs(p['reads']), writes=pairs(p['writes']))) for p in d['parts']), d['rest'])
 
 # %% ../nbs/26_graphs.ipynb #ddcd5359
 @dataclass(frozen=True, eq=False)
@@ -286,7 +288,7 @@ class Graph(Structure):
     removable = property(lambda self: tuple(self.units)) # all groups can lose units
     output = property(lambda self: self.last)
 
-# %% ../nbs/26_graphs.ipynb #b8c9070c
+# %% ../nbs/26_graphs.ipynb #5bceccb9
 def _pairs(s, v):
     "Which units a vector of channels holds: pairs (group, channels per unit), and the number of channels that stay"
     n = [(g, int(((v>=a)&(v<a+s.units[g])).sum())) for g,a in s.start.items()]
@@ -295,10 +297,10 @@ def _pairs(s, v):
 def _part(s, path, m, positions):
     "Costs of one module"
     (reads,stays),(writes,out) = (_pairs(s, v) for v in s.ends[path])
-    if isinstance(m, _BN): return Part(path, (), writes, 1, out, 0, 2*bool(m.affine), 0)
+    if isinstance(m, _BN): return PartCost(path, (), writes, 1, out, 0, 2*bool(m.affine), 0)
     if getattr(m, 'groups', 1)>1: reads,stays = (),m.weight.shape[1]
     kernel = m.weight[0,0].numel()
-    return Part(path, reads, writes, stays, out, kernel, int(m.bias is not None), positions)
+    return PartCost(path, reads, writes, stays, out, kernel, int(m.bias is not None), positions)
 
 @torch.no_grad()
 def _positions(model, x):
@@ -385,3 +387,81 @@ def remove(self:Structure,
     for p,(i,o) in self.ends.items():
         if not (alive[i].all() and alive[o].all()): _narrow(mods[p], alive[i], alive[o])
     return new
+
+# %% ../nbs/26_graphs.ipynb #8c739a85
+class GraphGated:
+    "A network that is no chain with a gate in front of every reader, in float32 on a device; what descent asks of a `Gated`"
+    kind = 'multiply'
+    def __init__(self,
+        net:Graph,    # From `read_graph`
+        device='cpu', # Where to compute
+    ):
+        self.net,self.layers,self.scores = net,[*net.units],None
+        self.model = copy.deepcopy(net.model).to(device).requires_grad_(False); mods = dict(self.model.named_modules())
+        for p,(i,_) in net.ends.items():
+            if isinstance(mods[p], (nn.Linear,nn.Conv2d)) and getattr(mods[p], 'groups', 1)==1 and (i>=0).any(): mods[p].register_forward_pre_hook(self._hook(i.to(device)))
+        work = sum(p.positions*len(net.ends[p.name][1]) for p in net.costs.parts)
+        self.batch = max(1, min(2500, int(8e7/work))) # images at a time, for about 1 GB of activations
+
+    def _hook(self, index):
+        def gate(m, args):
+            if self.scores is None: return None
+            h,s = args[0],self.scores[...,index]
+            return (h*(s.view(*s.shape[:-1], *[1]*(h.dim()-2), -1) if isinstance(m, nn.Linear) and s.dim()>1 else s if isinstance(m, nn.Linear) else s.view(-1, len(index), 1, 1)),)
+        return gate
+
+    def head(self, x): return x # the first gate's input: nothing is computed once for all
+    def prefixes(self, h, U): return [h]*len(U)
+
+# %% ../nbs/26_graphs.ipynb #5227e33a
+@patch
+def tail(self:GraphGated, h, S, start=0):
+    "Logits for the images `h` with the scores `S`, one tensor (units,) or (n, units) per group"
+    self.scores = torch.cat([*S, S[0].new_ones(*S[0].shape[:-1], 1)], -1)
+    try: return self.model(h)
+    finally: self.scores = None
+
+@patch
+def masked(self:GraphGated, h, M, start=0):
+    "Logits under 0/1 masks (units,)"
+    return self.tail(h, [m.float() for m in M])
+
+# %% ../nbs/26_graphs.ipynb #32705f48
+def coupled(
+    model:nn.Module, # Network; it is copied, not changed
+)->Structure|None: # None for a chain of Linear and ungrouped Conv2d layers
+    "What goes together in a network that is no chain; the errors of `structure`"
+    try: calls = _chain(_record(model))
+    except NotImplementedError: return structure(model)
+    return structure(model) if any(getattr(m, 'groups', 1)>1 for _,m in calls) else None
+
+def _is_chain(model):
+    try: return bool(_chain(_record(model)))
+    except NotImplementedError: return False
+
+def structure_for(
+    model:nn.Module, # Network; it is copied, not changed
+    keep:dict,       # Layer or group -> one entry per unit
+)->Structure|None:
+    "`coupled`, but None also for a chain with grouped convolutions whose filters `keep` counts one by one"
+    try: s = coupled(model)
+    except NotImplementedError:
+        if _is_chain(model): return None
+        raise
+    return None if s is not None and any(len(k)!=s.units.get(n) for n,k in keep.items()) and _is_chain(model) else s
+
+def read_network(
+    model:nn.Module, # As in `trace` and `read_graph`
+    x:Tensor,        # Images, shape (n, *image shape); one is used
+    budget:dict|None=None, # Budget of the caller, or None
+)->Network|Graph:
+    "`trace_for` for a chain, `read_graph` for another network; their errors, ValueError for a latency budget without a chain"
+    try: net = trace_for(model, x, budget)
+    except NotImplementedError as e:
+        try: net = read_graph(model, x)
+        except NotImplementedError as f: raise f from e
+    if isinstance(net, Network) and len(net.removable)<len(net.units):
+        try: net = read_graph(model, x)
+        except NotImplementedError: pass # grouped filters that cannot go
+    if isinstance(net, Graph) and budget and Budget.of(budget).what=='latency': net.costs.latency({})
+    return net

@@ -93,7 +93,7 @@ class Costs:
         ends = [self._ends(l, kept) for l in self.layers]
         return sum(a+b*i+c*o+d*i*o for (i,o),(a,b,c,d) in zip(ends, self.times))
 
-# %% ../nbs/02_network.ipynb #80bfe84e
+# %% ../nbs/02_network.ipynb #85fc1c14
 @patch(as_prop=True)
 def full(self:Costs)->dict:
     "Units, parameters and multiply-adds of the dense network, and its milliseconds if they were measured"
@@ -105,8 +105,11 @@ def to_dict(self:Costs)->dict:
     return dict(layers=[asdict(l) for l in self.layers], times=[list(t) for t in self.times])
 
 @patch(cls_method=True)
-def from_dict(cls:Costs, d:dict)->Costs: # `d` as `to_dict` made it
+def from_dict(cls:Costs, d:dict)->Costs: # `d` as `to_dict` of `Costs` or of `graphs.GraphCosts` made it
     "Inverse of `to_dict`"
+    if 'parts' in d:
+        from oamip_nb.graphs import GraphCosts # which builds on this module
+        return GraphCosts.from_dict(d)
     return cls(tuple(LayerCost(**l) for l in d['layers']), tuple(map(tuple, d['times'])))
 
 # %% ../nbs/02_network.ipynb #168023c0
@@ -214,7 +217,10 @@ class Network:
         k = ', '.join(f'{n}:{u}' for n,u in self.units.items())
         return f"Network: {len(self.stages)} stages, {sum(self.units.values())} prunable units ({k}), {self.costs.params({}):,} parameters"
 
-# %% ../nbs/02_network.ipynb #32db6905
+# %% ../nbs/02_network.ipynb #2afce333
+@patch(as_prop=True)
+def classes(self:Network)->int: return self.stages[-1].shape[0] # number of logits
+
 @patch
 def run(self:Network,
     x:Tensor, # Images, float64, shape (n, *shape)
@@ -227,7 +233,7 @@ def run(self:Network,
         outs.append(x)
     return outs
 
-# %% ../nbs/02_network.ipynb #3eca3f5d
+# %% ../nbs/02_network.ipynb #6626494e
 def _module_of(node, mods):
     "The module that a torch.fx node stands for, with the path to name in an error"
     if node.op=='call_module': return node.target, mods[node.target]
@@ -248,7 +254,7 @@ def _chain(gm):
             prev = n
         elif n.op!='output':
             ins = [i for i in n.all_input_nodes if i not in skip]
-            if ins!=[prev]: _refuse(n.target if n.op=='call_module' else n.name, 'a branch (residual add, concatenation or several heads)', 'The network must be a chain.')
+            if ins!=[prev]: _refuse(n.target if n.op=='call_module' else n.name, 'a branch (residual add, concatenation or several heads)', "This method reads chains only; method='descent' scores networks with branches.")
             calls.append(_module_of(n, mods)); prev = n
     return calls
 
