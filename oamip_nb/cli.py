@@ -209,7 +209,7 @@ def _own_warnings():
         warnings.showwarning = lambda message, *args, **kwargs: print(f'oamip: warning: {message}', file=sys.stderr, flush=True)
         yield
 
-# %% ../nbs/15_cli.ipynb #354f2b0c
+# %% ../nbs/15_cli.ipynb #aa29f06d
 def demo(
     dataset:str='digits', # digits, MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100, Caltech256, TinyImageNet, or a folder train/<class>/...
     data:str=None,        # folder to look in for data sets first, and to download into; then $OAMIP_DATA, then fastai's data folder
@@ -223,7 +223,7 @@ def demo(
     threshold:str=None,   # remove the units with a lower score instead: a number, or mean for the mean of each layer
     cost:str='units',     # what the sparsity term counts: units, params, macs, published, largest or layers
     budget:bool=False,    # hold the scores to the fraction of --params, in place of --lam
-    method:str='published', # published or relaxed: the program, solved with a certificate; descent, refit or auto: without a bound
+    method:str='published', # published or relaxed: the program, solved with a certificate; mip: with sound bounds; auto: descent, with a local certificate where that is cheap; descent or refit: without a bound
     solver:str='HIGHS',   # of the program: HIGHS, MOSEK (with a licence), CLARABEL or SCS (both with --method relaxed)
     seconds:float=20.,    # time limit of the solver; out of time, the best scores so far are used
     gap:float=1e-3,       # relative gap at which the solver's answer counts as optimal
@@ -369,7 +369,7 @@ def _scored(o, learn, x, y):
     if isinstance(learn.model, Decoupled): return decoupled_importance(learn.model, x, y, **said)
     return neuron_importance(net, x, y, layers=layers_from(trace(net, x), o.first) if o.first else None, **said)
 
-# %% ../nbs/15_cli.ipynb #89ef86e0
+# %% ../nbs/15_cli.ipynb #5d0225de
 def score(
     net:str,              # weights that oamip train wrote
     out:str='scores.safetensors', # file for the scores; a table is written beside it
@@ -377,7 +377,7 @@ def score(
     how:str='balanced',   # which: balanced over the classes, random, confident or confusing (by what the network says)
     correct:bool=False,   # only images that the network classifies correctly
     lam:float=5.,         # weight of the loss against the sparsity of the scores; larger keeps more
-    method:str='relaxed', # published or relaxed: the program; descent or auto: without a bound; or random, magnitude, activation, taylor, snip, tp_...
+    method:str='relaxed', # published or relaxed: the program; mip: with sound bounds; auto: descent, with a local certificate where that is cheap; descent: without a bound; or random, magnitude, activation, taylor, snip, tp_...
     cost:str='units',     # what the sparsity term counts: units, params, macs, published, largest or layers
     solver:str=None,      # of the program: HIGHS, MOSEK (with a licence), CLARABEL or SCS
     seconds:float=None,   # time limit

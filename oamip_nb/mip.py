@@ -19,7 +19,7 @@ from .importance import Importance
 
 # %% auto #0
 __all__ = ['gated_run', 'sound_program', 'true_objective', 'exact_budget', 'nearby', 'near_bounds', 'mip_importance',
-           'check_certificate']
+           'check_certificate', 'pattern_program', 'auto_importance']
 
 # %% ../nbs/25_mip.ipynb #b8e7b702
 def _within(bd, a, lo, hi):
@@ -227,7 +227,7 @@ def near_bounds(
         los.append(l.clamp(max=0) if st.gate else l); his.append(u.clamp(min=0) if st.gate else u)
     return Bounds(tuple(los), tuple(his), f'selections within {k} exchanges')
 
-# %% ../nbs/25_mip.ipynb #c882c83b
+# %% ../nbs/25_mip.ipynb #b06c9985
 def _box(net, center, radius, protect):
     "Ends of the box around the scores, protected layers at one"
     clip = lambda d: {n:(np.ones(len(c)) if n in protect else np.clip(c+d, 0, 1)) for n,c in center.items()}
@@ -240,8 +240,9 @@ def _single(s): # as the scores are kept: float32
 
 def _left(deadline): return None if deadline is None else max(deadline-time.time(), .1)
 
-def _about(cert, value, region): # the certificate of an answer with this objective
-    return replace(cert, objective=value, gap=rel_gap(value, cert.bound), region=region)
+def _about(cert, value, region): # the certificate of an answer with this objective; a solver's bound may be above it by its tolerance
+    bound = None if cert.bound is None else min(cert.bound, value)
+    return replace(cert, objective=value, bound=bound, gap=rel_gap(value, bound), region=region)
 
 # %% ../nbs/25_mip.ipynb #fbb901ad
 def _local(net, x, y, s, lam, cost, radius, protect, gap, deadline, progress):
@@ -257,7 +258,7 @@ def _local(net, x, y, s, lam, cost, radius, protect, gap, deadline, progress):
     far = max(np.abs(new[n]-s[n]).max() for n in s); value = true_objective(net, x, y, new, lam, cost)
     return new,s,_about(sol.certificate, value, f'scores within {radius:g} of a center that lies {far:.3g} from these, true signs'),sol.history,signs,rounds
 
-# %% ../nbs/25_mip.ipynb #b516e31a
+# %% ../nbs/25_mip.ipynb #20454444
 def _binary(net, x, y, s, lam, cost, budget, exchanges, protect, gap, deadline, progress):
     "Solve for a selection, from `s` if it is one that fits; with exchanges, move on while it pays. Returns what `_local` returns"
     s = {n:np.round(v) if n not in protect else np.ones_like(v) for n,v in s.items()}; cost = None if budget else cost
@@ -273,7 +274,7 @@ def _binary(net, x, y, s, lam, cost, budget, exchanges, protect, gap, deadline, 
         s = new
     signs = int(p.integer[p.n_scores:].sum())
     if stay: return s,s,_about(sol.certificate, here, p.region),sol.history,signs,rounds
-    return new,s,sol.certificate,sol.history,signs,rounds
+    return new,s,_about(sol.certificate, sol.certificate.objective, p.region),sol.history,signs,rounds
 
 # %% ../nbs/25_mip.ipynb #1ea5e691
 def mip_importance(
@@ -349,9 +350,9 @@ def _region_points(net, x, y, imp, samples, seed):
     draw = lambda i: {n:lo[n]+(hi[n]-lo[n])*torch.from_numpy(rng.random(k).round() if i%2 else rng.random(k)) for n,k in net.units.items()}
     return [draw(i) for i in range(samples)]+_descend_in(net, x, y, imp, (lo, hi), samples)
 
-# %% ../nbs/25_mip.ipynb #314b84ac
+# %% ../nbs/25_mip.ipynb #c93db271
 def check_certificate(
-    imp:Importance, # From `mip_importance`
+    imp:Importance, # From `mip_importance` or `auto_importance`, or read from a file
     model:nn.Module, # The network that was scored
     x:Tensor, # The calibration images, shape (n, *image shape)
     y:Tensor, # Their labels, shape (n,)
@@ -359,7 +360,7 @@ def check_certificate(
     seed:int=0,
 )->str: # What was tried
     "Try to refute a certificate by evaluations of the true objective; ValueError says what does not hold"
-    net,o,c = trace_for(model, x),imp.settings,imp.certificate; gate = 'multiply' if o['binary'] else 'subtract'
+    net,o,c = trace_for(model, x),imp.settings,imp.certificate; imp = replace(imp, scores={n:imp.scores.get(n, torch.ones(k)) for n,k in net.units.items()}); gate = 'multiply' if o['binary'] else 'subtract'
     value = lambda s: true_objective(net, x, y, s, o['lam'], None if o['budget'] else o['cost'], gate)
     here = value(imp.scores); slack = 1e-5*max(1., abs(here))
     if abs(here-c.objective)>slack: raise ValueError(f'the objective is {here:.6f}, the certificate says {c.objective:.6f}')
@@ -367,3 +368,98 @@ def check_certificate(
     found = min([here, *map(value, _region_points(net, x, y, imp, samples, seed))])
     if found<c.bound-slack: raise ValueError(f'a point of the region has objective {found:.6f}, below the bound {c.bound:.6f}')
     return f'the objective is right; the best of {samples} points and a descent is {found:.6f}, not below the bound {c.bound:.6f}'
+
+# %% ../nbs/25_mip.ipynb #6b3c9cac
+def _frozen_stage(bd, st, a, prev, own, at, out, U, shape):
+    "One stage of the program on one pattern of signs; `at` and `out` are the stage's input and output where the pattern was seen"
+    if st.kind=='gate': return _subtracted(a, own, U)
+    if st.kind=='maxpool': return _max_frozen(bd, st, a, shape, at, prev=='relu')
+    if st.kind!='relu': return _linear(st, a, shape)
+    g = _subtracted(a, own, U.clip(0)) if st.gate else a; on = out>0
+    for k,c,J in zip(on, g.c, g.J): bd.put(J.T, g.ids, np.where(k, 0, -np.inf)-c, np.where(k, np.inf, 0)-c)
+    return _State(g.c*on, g.J*on[:,None], g.ids)
+
+def pattern_program(
+    net:Network,
+    x:Tensor, # Calibration images, shape (n, *image shape)
+    y:Tensor, # Labels, shape (n,), in 0..classes-1
+    start:dict, # Layer path -> scores (units,), in [0, 1]: every ReLU keeps the sign, every pooling the winner that it has there
+    protect=(), # Layers that stay whole
+)->Program: # Convex; `start` is a point of it
+    "The program of the subtractive gate on the signs that scores give; ValueError for labels that do not fit"
+    x = x.detach().cpu().double(); y = _check_batch(net, x, y); s = _by_layer(net, start); U = pre_upper(net, box_bounds(net, x, 0.)); runs = [x]+gated_run(net, x, s)
+    bd,own,k,flat = _Builder(sum(net.units.values())),{None:None},0,lambda t: t.flatten(1).numpy(); bd.one = np.concatenate([*s.values()])
+    for n,u in net.units.items():
+        own[n] = np.arange(k,k+u); k += u
+        if n in protect: bd.lb[own[n]] = 1
+    a,prev = _State(flat(x), np.zeros((len(x),0,x[0].numel())), np.zeros(0,int)),''
+    for i,st in enumerate(net.stages):
+        a = _frozen_stage(bd, st, a, prev, own[st.gate], flat(runs[i]), flat(runs[i+1]), flat(U[st.gate]) if st.gate else None, tuple(runs[i].shape[1:])); prev = st.kind
+    A,lo,hi = bd.matrix(); J = np.zeros((len(x), a.c.shape[1], len(bd.lb))); J[:,:,a.ids] = a.J.transpose(0,2,1)
+    return Program(net, y, a.c, J, A, lo, hi, bd.lb, bd.ub, bd.integer, bd.one, 'scores with the signs of the start', sp.identity(k, format='csr'))
+
+def _polished(net, x, y, s, lam, cost, protect, gap, deadline):
+    "The better of `s` and the optimum on its signs, by the true objective: (scores, objective, what was gained)"
+    new = _single(solve(pattern_program(net, x, y, s, protect), lam, cost, gap=gap/10, time_limit=_left(deadline)).scores)
+    f,g = (true_objective(net, x, y, v, lam, cost) for v in (s,new))
+    return (new,g,f-g) if g<f else (s,f,0.)
+
+# %% ../nbs/25_mip.ipynb #b87fb468
+_IMAGES,_ENTRIES,_SIGNS,_SECONDS = 100,2e7,250,10.
+_RADII = (.001,.002,.005,.01,.02,.05,.1)
+
+def _no_certificate(net, x, budget, groups, caps, gate):
+    "Why a local certificate is not tried, in words; '' if it is"
+    if budget: return "it does not cover a budget; method='mip' with binary=True and exchanges=k proves what k exchanges can do"
+    if groups or caps: return 'its program has no groups and no caps'
+    if gate=='multiply': return 'its program has subtractive gates'
+    if not isinstance(net, Network): return 'the network has branches'
+    if any(b.kind=='maxpool' and a.kind!='relu' for a,b in zip(net.stages, net.stages[1:])): return 'a pooling has no ReLU before it'
+    if len(x)>_IMAGES: return f'{len(x)} images, more than {_IMAGES}'
+    first = next(i for i,st in enumerate(net.stages) if st.gate); size = len(x)*sum(net.units.values())*max(int(np.prod(st.shape)) for st in net.stages[first:])
+    return f'{size:.2g} numbers in an expression, more than {_ENTRIES:g}' if size>_ENTRIES else ''
+
+def _widest_box(net, x, y, s, protect):
+    "The largest of the half-widths with few enough undecided signs, or None; and the count at the next one"
+    best = None
+    for r in _RADII:
+        lo,hi = _box(net, s, r, protect); signs = int(sound_program(net, x, y, lo, hi, start=s).integer.sum())
+        if signs>_SIGNS: return best,signs
+        best = r
+    return best,signs
+
+# %% ../nbs/25_mip.ipynb #ffec7eb7
+def _noted(imp, note, t0, **kwargs): # with one more sentence in the note, and other fields of the certificate
+    c = imp.certificate
+    return replace(imp, certificate=replace(c, seconds=time.time()-t0, note='; '.join(filter(None, [c.note, note])), **kwargs))
+
+def auto_importance(
+    model:nn.Module, # Trained network that returns logits
+    x:Tensor,        # Calibration images, shape (n, *image shape)
+    y:Tensor,        # Their labels, shape (n,), in 0..classes-1
+    budget:dict|None=None, # As in `descent_importance`; no certificate covers it
+    lam:float=5.,    # Without a budget: weight of the cross-entropy, > 0
+    cost:str='units', # Without a budget: what the sparsity term counts
+    radius:float|None=None, # Half-width of the box that the certificate speaks for, in (0, 1]; None: the largest that is cheap
+    groups:dict|None=None, # As in `descent_importance`; no certificate covers them
+    protect=(),      # Layers that stay whole
+    caps:dict|None=None, # As in `descent_importance`; no certificate covers them
+    time_limit:float|None=None, # Wall-clock seconds for everything, None for no limit; the certificate takes at most ten of them
+    gap:float=1e-3,  # Relative gap at which the box counts as searched, > 0
+    seed:int=0,      # Seed of the descent
+    progress=None,   # Called with (seconds, objective, bound or None)
+    **kwargs,        # Further arguments of `descent_importance`
+)->Importance: # Its certificate says what is proved: nothing in a box around the scores is better by more than the gap, or nothing at all
+    "Scores by descent, polished, with a local certificate where it is cheap; errors of `descent_importance`"
+    from oamip_nb.descent import descent_importance
+    from oamip_nb.graphs import read_network
+    if radius is not None: _check_mip(radius, False, None, 0)
+    t0 = time.time(); net = read_network(model, x); deadline = None if time_limit is None else t0+time_limit; why = _no_certificate(net, x, budget, groups, caps, kwargs.get('gate'))
+    imp = descent_importance(model, x, y, budget=budget, lam=lam, cost=cost, groups=groups, protect=protect, caps=caps, time_limit=time_limit, seed=seed, progress=progress, **({} if why else dict(gate='subtract'))|kwargs)
+    if why or imp.certificate.status=='interrupted': return _noted(imp, f"method='auto' chose descent; no local certificate: {why or 'interrupted'}", t0)
+    s,value,gain = _polished(net, x, y, _single({n:v.numpy() for n,v in imp.scores.items()}), lam, cost, tuple(protect), gap, deadline)
+    radius,signs = (radius,0) if radius else _widest_box(net, x, y, s, tuple(protect)); done = f'descent; polish gained {gain:.2g}'
+    if radius is None: return _noted(replace(imp, method='auto', scores={n:torch.from_numpy(v).float() for n,v in s.items()}), f'{done}; no local certificate: {signs} undecided signs within {_RADII[0]:g} of the scores, more than {_SIGNS}', t0, objective=value)
+    left = _SECONDS if deadline is None else min(_SECONDS, _left(deadline))
+    out = mip_importance(model, x, y, lam, cost, radius, start=s, protect=protect, time_limit=left, gap=gap, seed=seed, progress=progress)
+    return _noted(replace(out, method='auto', settings=imp.settings|out.settings|dict(gain=gain, time_limit=time_limit)), done, t0)

@@ -1,0 +1,79 @@
+"The sound program and the local certificates: against brute force on random small networks, and on the reference networks."
+import itertools
+from dataclasses import replace
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from oamip_nb.descent import descent_importance
+from oamip_nb.importance import Importance, neuron_importance
+from oamip_nb.mip import check_certificate, gated_run, near_bounds, sound_program, true_objective
+from oamip_nb.network import trace
+from oracles import needs_oracles, trained
+
+
+def small(seed, conv=False):
+    "A random network of at most nine units, images and labels"
+    torch.manual_seed(seed)
+    if conv: model, x = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)), torch.rand(3, 1, 5, 5)
+    else: model, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), torch.rand(6, 4)
+    for m in model.modules():
+        if hasattr(m, "weight"): m.weight.data *= 2
+    return model.eval(), x, torch.arange(len(x)) % 3
+
+
+def selections(net):
+    ends = np.cumsum([*net.units.values()])
+    return [dict(zip(net.units, np.split(np.array(m, float), ends[:-1]))) for m in itertools.product((0, 1), repeat=ends[-1])]
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_best_selection_and_exchanges_by_brute_force(seed, conv):
+    model, x, y = small(seed, conv); net = trace(model, x); every = selections(net); lam = 2.
+    value = lambda s: true_objective(net, x, y, s, lam, gate="multiply")
+    imp = neuron_importance(model, x, y, lam=lam, method="mip", binary=True, gap=1e-6, start=every[-1])
+    assert abs(imp.certificate.objective-min(map(value, every))) < 1e-4
+    start = every[np.random.default_rng(seed).integers(len(every))]
+    imp = neuron_importance(model, x, y, lam=lam, method="mip", binary=True, exchanges=1, gap=1e-6, start=start); at = {n: s.numpy() for n, s in imp.scores.items()}
+    near = [s for s in every if all(sum(((s[n] != at[n]) & (at[n] == v)).sum() for n in s) <= 1 for v in (0, 1))]
+    assert min(map(value, near)) >= value(at)-1e-4 and imp.certificate.bound <= min(map(value, near))+1e-7
+    b = near_bounds(net, x, at, 1)
+    for s in near:
+        for i, (st, r) in enumerate(zip(net.stages, gated_run(net, x, s, "multiply"))):
+            if st.kind == "affine": assert (r >= b.lo[i]-1e-9).all() and (r <= b.hi[i]+1e-9).all()
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("method", ["mip", "auto"])
+def test_no_point_of_the_box_is_below_the_bound(method, conv):
+    model, x, y = small(7, conv); net = trace(model, x); radius = .2; rng = np.random.default_rng(0)
+    begin = dict(steps=200) if method == "auto" else dict(start=descent_importance(model, x, y, lam=1., gate="subtract", steps=200))
+    imp = neuron_importance(model, x, y, lam=1., method=method, radius=radius, gap=1e-4, time_limit=60, **begin); c = imp.certificate
+    assert c.status == "optimal" and c.bound <= c.objective+1e-12 and all(((0 <= s) & (s <= 1)).all() for s in imp.scores.values())
+    assert abs(true_objective(net, x, y, imp.scores, 1.)-c.objective) < 1e-6
+    center = {n: np.array(v) for n, v in imp.settings["center"].items()}
+    for i in range(200):
+        s = {n: np.clip(v+radius*(2*(rng.random(len(v)).round() if i % 2 else rng.random(len(v)))-1), 0, 1) for n, v in center.items()}
+        assert true_objective(net, x, y, s, 1.) >= c.bound-1e-7
+    assert "not below the bound" in check_certificate(imp, model, x, y)
+    with pytest.raises(ValueError, match="below the bound"): check_certificate(replace(imp, certificate=replace(c, bound=c.objective+.02)), model, x, y)
+    with pytest.raises(ValueError, match="the certificate says"): check_certificate(replace(imp, certificate=replace(c, objective=c.objective-.02)), model, x, y)
+
+
+def test_program_contains_every_gated_run():
+    "Scores anywhere in the box, with the activations of the network, are a point of the program's columns: its logits are the network's at the start"
+    model, x, y = small(3, True); net = trace(model, x); rng = np.random.default_rng(1)
+    for _ in range(20):
+        s = {n: rng.uniform(.4, 1, k) for n, k in net.units.items()}; p = sound_program(net, x, y, .4, 1., start=s)
+        assert p.violation(p.dense) <= 1e-9 and np.abs(p.c+p.J@p.dense-gated_run(net, x, s)[-1].numpy()).max() < 1e-9
+
+
+@needs_oracles
+@pytest.mark.parametrize("name", ["fc3", "lenet"])
+def test_local_certificate_of_reference_networks(name, tmp_path):
+    model, x, y, _ = trained(name); imp = neuron_importance(model, x, y, steps=300, radius=.005); c = imp.certificate
+    assert c.gap <= 1e-3 and "within 0.005 of these" in imp.proof and c.bound <= c.objective
+    imp.save(tmp_path/"imp.safetensors"); back = Importance.load(tmp_path/"imp.safetensors"); assert back.proof == imp.proof
+    check_certificate(back, model, x, y, samples=30)
+    with pytest.raises(ValueError, match="below the bound"): check_certificate(replace(back, certificate=replace(c, bound=c.objective*1.01)), model, x, y, samples=30)
