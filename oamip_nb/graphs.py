@@ -276,8 +276,8 @@ def from_dict(cls:GraphCosts, d:dict)->GraphCosts: # `d` as `to_dict` made it
     pairs = lambda t: tuple((g,c) for g,c in t)
     return cls(pairs(d['groups']), tuple(PartCost(**p|dict(reads=pairs(p['reads']), writes=pairs(p['writes']))) for p in d['parts']), d['rest'])
 
-# %% ../nbs/26_graphs.ipynb #ddcd5359
-@dataclass(frozen=True, eq=False)
+# %% ../nbs/26_graphs.ipynb #e14184b2
+@dataclass(frozen=True, eq=False, repr=False)
 class Graph(Structure):
     "Structure and costs of a network that is no chain"
     costs:GraphCosts

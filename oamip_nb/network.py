@@ -303,12 +303,16 @@ def _shaped(stages, example):
         out.append(Stage(st.name, st.kind, st.op, tuple(x.shape[1:]), st.weight, st.bias, st.gate))
     return out
 
-# %% ../nbs/02_network.ipynb #37ba9c63
+# %% ../nbs/02_network.ipynb #49629784
 def _costs(stages, mods, norms, layers, removable):
     "One `LayerCost` per Linear or Conv2d layer"
     out,source = [],None
-    for st in (s for s in stages if s.name in mods and isinstance(mods[s.name], (nn.Linear, nn.Conv2d)) and s.kind=='affine'):
-        m = mods[st.name]; conv = isinstance(m, nn.Conv2d); bn = mods.get(norms.get(st.name))
+    for st in (s for s in stages if s.kind=='affine' and s.name in mods):
+        m = mods[st.name]
+        if isinstance(m, _NORMS): # behind a ReLU, pooling or Flatten: its parameters belong to the units in front
+            if out and m.affine and st.name not in norms.values(): out[-1] = replace(out[-1], extras=out[-1].extras+2*m.num_features//out[-1].outputs)
+            continue
+        conv = isinstance(m, nn.Conv2d); bn = mods.get(norms.get(st.name))
         n_in = m.in_channels//m.groups if conv else m.in_features
         src = source if source in removable and not (conv and m.groups>1) else None
         units = {l.name:l.outputs for l in out}.get(source, n_in)
