@@ -292,7 +292,7 @@ def masked(self:Gated, h, M, start=0):
 
 @patch
 @torch.no_grad()
-def mean_loss(self:(Gated,GraphGated), H, y, M, loss, start=0): # of all images, in batches
+def mean_loss(self:Gated|GraphGated, H, y, M, loss, start=0): # of all images, in batches
     return sum(loss(self.masked(h, M, start), c).sum().item() for h,c in zip(H.split(self.batch), y.split(self.batch)))/len(y)
 
 @patch
