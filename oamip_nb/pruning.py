@@ -523,7 +523,7 @@ def note(self:Report)->str:
     split = {r['split'] for _,r in self.rows if 'split' in r}
     acc = f"Accuracy on the {' and '.join(sorted(split))} split. " if split else ''
     means = ''.join(f"Row {n}: mean over {r['draws']} draws, interval over all of them. " for n,r in self.rows if 'draws' in r)
-    fits = ''.join(f"Row {n}: repaired ('{r['repair']}', {r['repair_images']} images), not trained. " for n,r in self.rows if r.get('repair'))
+    fits = ''.join(f"Row {n}: repaired ('{r['repair']}', {r['repair_images']:.0f} images), not trained. " for n,r in self.rows if r.get('repair'))
     return acc+means+fits+'MACs: multiply-adds of Linear and Conv2d for one image. Latency: median, one CPU thread unless on a GPU.'
 
 # %% ../nbs/10_pruning.ipynb #73b1573b

@@ -3,7 +3,6 @@
 TST_FLAGS="slow gpu" also runs the cells with these flags; NB_TIMEOUT=900 changes the limit of one notebook, in seconds.
 """
 import json, os, re, signal, subprocess, sys, tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,13 +29,8 @@ def run(nb):
         return code, log.read()[-4000:]
 
 
-@pytest.fixture(scope="session")
-def runs(request):
-    "One future for each notebook that was selected"
-    wanted = [i.callspec.params["nb"] for i in request.session.items if "runs" in getattr(i, "fixturenames", ())]
-    pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1))
-    yield {nb: pool.submit(run, nb) for nb in wanted}
-    pool.shutdown(cancel_futures=True)
+@pytest.fixture
+def runs(started): return started
 
 
 @pytest.mark.parametrize("nb", NBS, ids=lambda p: p.stem)
