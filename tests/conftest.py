@@ -2,6 +2,7 @@
 
 The notebooks start with the first test, two at a time, and their results are asked for last: the other tests run beside them."""
 import os
+import queue
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,6 +23,15 @@ def pytest_collection_modifyitems(items):
 def started(request):
     "One future for each notebook that was selected"
     wanted = [i for i in request.session.items if "runs" in i.fixturenames]
-    pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1))
-    yield {i.callspec.params["nb"]: pool.submit(i.module.run, i.callspec.params["nb"]) for i in wanted}
-    pool.shutdown(cancel_futures=True)
+    if not wanted: yield {}; return
+    module, servers = wanted[0].module, queue.SimpleQueue()
+    for _ in range(min(2, os.cpu_count() or 1)): servers.put(module.server())
+    def run(nb):
+        mine = servers.get()
+        try: return module.run(nb, mine)
+        finally: servers.put(mine)
+    with ThreadPoolExecutor(servers.qsize()) as pool:
+        yield {i.callspec.params["nb"]: pool.submit(run, i.callspec.params["nb"]) for i in wanted}
+        pool.shutdown(cancel_futures=True)
+    while not servers.empty():
+        p = servers.get(); p.stdin.close(); p.wait()

@@ -2,7 +2,7 @@
 
 TST_FLAGS="slow gpu" also runs the cells with these flags; NB_TIMEOUT=900 changes the limit of one notebook, in seconds.
 """
-import json, os, re, signal, subprocess, sys, tempfile
+import json, os, re, subprocess, sys, tempfile
 from pathlib import Path
 
 import pytest
@@ -10,23 +10,22 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NBS = sorted((ROOT/"nbs").glob("[!_.]*.ipynb"))
 LIMIT = int(os.environ.get("NB_TIMEOUT", 600))
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MPLBACKEND": "agg"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp)/\w[^\s\"'\\]*")
 
 
-def run(nb):
+def server():
+    "A process that runs one notebook after the other"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MPLBACKEND": "agg"}
+    return subprocess.Popen([sys.executable, ROOT/"tests/notebook_server.py", str(LIMIT)], cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run(nb, server):
     "The exit code of one notebook (124: out of time) and the end of what it printed"
-    cmd = [Path(sys.executable).with_name("nbdev_test"), "--path", nb, "--n_workers", "0", "--flags", os.environ.get("TST_FLAGS", "")]
-    with tempfile.TemporaryFile("w+", errors="replace") as log:  # a file: a process that outlives the notebook cannot hold it open
-        p = subprocess.Popen(cmd, cwd=ROOT, env=ENV, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        try: code = p.wait(LIMIT)
-        except subprocess.TimeoutExpired: code = 124
-        finally:
-            try: os.killpg(p.pid, signal.SIGKILL)  # the notebook's own children too
-            except ProcessLookupError: pass
-            p.wait()
-        log.seek(0)
-        return code, log.read()[-4000:]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder)/"log"
+        server.stdin.write(json.dumps([str(nb), str(log)])+"\n"); server.stdin.flush()
+        answer = server.stdout.readline()
+        return int(answer or 1), log.read_text(errors="replace")[-4000:] if log.exists() else "the process that runs the notebooks ended"
 
 
 @pytest.fixture
