@@ -137,17 +137,17 @@ def worth(out, seeds, samples=100):
             flat = [t.pairs[0].scores.flatten() for t in (a, b)]
             rows.add(score=k, seed=seed, samples_per_class=samples, ablation=round(float(spearmanr(flat[0], true.flatten())[0]), 4), repeat=round(float(spearmanr(*flat)[0]), 4), mean=round(float(flat[0].mean()), 4), sd=round(float(flat[0].std()), 4))
 
-def small_vgg(dls, seed): # the published VGG-7 on 8x8 images: what a processor can train in half a minute
-    return create_model("vgg7", dls, seed=seed)
+def small_vgg(dls, seed): # VGG-7 on 8x8 images: what a processor can train in half a minute; with dropout of .5 it does not learn in so few epochs
+    return create_model("vgg7", dls, seed=seed, init="kaiming_normal", dropout=0.)
 
 GROUPED = dict(lenet5=("MNIST", lambda dls, seed: create_model("lenet5", dls, seed=seed), 3, 3e-3, dict(steps=300, bs=256), 12_000),
-               vgg7=("digits", small_vgg, 12, 5e-4, dict(steps=100, bs=64, search=0), None))
+               vgg7=("digits", small_vgg, 6, 1e-3, dict(steps=100, bs=64, search=0), None))
 
 def groups(out, seeds):
     "Size, time and accuracy of the program with a score per group: the published program on ten images (LeNet-5), descent at half of the parameters (both)"
     rows = Rows(out, ("network", "seed", "share", "grouping", "method"))
     for name, (data, make, epochs, lr, kw, n) in GROUPED.items():
-        for seed in seeds if name == "lenet5" else seeds[:1]:
+        for seed in seeds:
             dls = image_dls(data, seed=seed, bs=128 if n else 64, n=n); set_seed(seed); learn = Learner(dls, make(dls, seed), metrics=accuracy)
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
             model = learn.model.eval(); x, y = tensors(dls.train)
