@@ -1,4 +1,5 @@
 """Certificates, exchanges with proof, and the growth of the work: python tests/benchmarks/bench_mip.py certificates|exchanges|scaling|blocks [OUT.csv]
+(`blocks` writes VGG-7 to OUT.csv and ResNet-20 to mip_resnet20.csv beside it.)
 
 Needs OAMIP_ORACLES and OAMIP_DATA (certificates), OAMIP_DATA (exchanges) or nothing (scaling, blocks: the digits, random images). One process, one thread, CPU seconds. A run that is
 stopped goes on where it was: rows that OUT.csv (default nbs/results/mip_WHAT.csv) holds are not computed again."""
@@ -24,8 +25,8 @@ from oamip_nb.dgl import Decoupled
 from oamip_nb.experiments import sweep
 from oamip_nb.formulation import build_program
 from oamip_nb.importance import _part, neuron_importance
-from oamip_nb.mip import _box, _by_layer, _single, enumerated_exchanges, lp_tightened, mip_importance, sound_program
-from oamip_nb.models import reset, vgg7
+from oamip_nb.mip import _box, _by_layer, _single, block_importance, enumerated_exchanges, lp_tightened, mip_importance, sound_program
+from oamip_nb.models import reset, resnet20, vgg7
 from oamip_nb.network import trace
 from oamip_nb.pruning import Selection, count_correct, remove, select, wilson
 from oamip_nb.solvers import solve
@@ -157,25 +158,34 @@ def scaling(out):
     run(grows=["layers"], n=[20], units=[64], layers=[1, 2, 3, 4])
 
 
-def block(way, part, n, seed, lam, goal):
-    "The program of one block of VGG-7 for 3x32x32 pixels: a module with its auxiliary head, or one layer with all that is behind it"
+def peak(): return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20, 2)  # of the whole process so far
+
+
+def vgg_block(way, part, n, seed, lam, goal):
+    "The relaxed program of one block of VGG-7: a module with its auxiliary head, or one layer with all that is behind it"
     x, y = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)), torch.arange(n) % 10; vgg = vgg7((3, 32, 32), 10, init="kaiming_normal", seed=seed).eval()
     with Clock() as t:
         if way == "module":
-            model = Decoupled(vgg, x, seed=seed); k = next(i for i in range(len(model.parts)) if model.start(i) == part)
-            h = model.representation(x, k); net, h, b = _part(trace(model.module(k).eval(), h), h, 1e-5, None)
+            model = Decoupled(vgg, x, seed=seed); k = next(i for i in range(len(model.parts)) if model.start(i) == part); h = model.representation(x, k); net, h, b = _part(trace(model.module(k).eval(), h), h, 1e-5, None)
         else: net, h, b = _part(trace(vgg, x), x, 1e-5, (part,))
         p = build_program(net, h, y, relax=True, bounds=b)
     with Clock() as u: c = solve(p, lam, gap=goal, time_limit=300.).certificate
-    return dict(scores=p.n_scores, columns=len(p.lb), rows=p.A.shape[0], entries=p.A.nnz, build_seconds=round(t.cpu, 2), solve_seconds=round(u.cpu, 2), objective=c.objective, gap=c.gap, status=c.status,
-                peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20, 2), highspy=version("highspy"))
+    return dict(scores=p.n_scores, open_signs=len(p.lb)-p.n_scores, rows=p.A.shape[0], entries=p.A.nnz, build_seconds=round(t.cpu, 2), solve_seconds=round(u.cpu, 2), gap=c.gap, status=c.status, peak_gb=peak(), highspy=version("highspy"))
+
+
+def resnet_block(part, n, seed, lam, goal):
+    "The filters inside one block of ResNet-20, by the program on the signs of the dense network"
+    x, y = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)), torch.arange(n) % 10; model = resnet20((3, 32, 32), 10, init="kaiming_normal", seed=seed).eval()
+    with Clock() as t: imp = block_importance(model, x, y, part, lam=lam, gap=goal, time_limit=300.)
+    c = imp.certificate; return dict(scores=len(imp.scores[f"{part}.conv1"]), seconds=round(t.cpu, 2), gap=c.gap, status=c.status, peak_gb=peak(), highspy=version("highspy"))
 
 
 def blocks(out):
-    fixed = dict(lam=5., goal=1e-3); run = lambda way, parts, n: sweep(partial(block, **fixed), dict(way=[way], part=parts, n=[n]), (0,), out, fixed, progress=print)
-    run("module", ["conv5", "conv4", "conv3", "conv2", "conv1"], 4)
-    run("layer", ["fc2", "fc1", "conv5"], 4)
-    run("layer", ["conv4", "conv3", "conv2", "conv1"], 2)
+    fixed = dict(lam=5., goal=1e-3); res = Path(out).with_name("mip_resnet20.csv")
+    vgg = lambda way, parts, n: sweep(partial(vgg_block, **fixed), dict(way=[way], part=parts, n=[n]), (0,), out, fixed, progress=print)
+    vgg("layer", ["fc2", "fc1"], 4); vgg("module", ["conv5", "conv4", "conv3"], 4); vgg("layer", ["conv5"], 4)
+    sweep(partial(resnet_block, **fixed), dict(part=["layer3.2", "layer3.0", "layer2.0", "layer1.0"], n=[4]), (0,), res, fixed, progress=print)
+    vgg("module", ["conv2", "conv1"], 4); vgg("layer", ["conv4", "conv3", "conv2", "conv1"], 2)
 
 
 if __name__ == "__main__":
