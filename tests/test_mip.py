@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from oamip_nb.descent import descent_importance
 from oamip_nb.importance import Importance, neuron_importance
-from oamip_nb.mip import check_certificate, gated_run, near_bounds, sound_program, true_objective
+from oamip_nb.mip import check_certificate, enumerated_exchanges, gated_run, lp_tightened, mip_importance, near_bounds, sound_program, true_objective
 from oamip_nb.network import trace
 from oracles import needs_oracles, trained
 
@@ -59,6 +59,40 @@ def test_no_point_of_the_box_is_below_the_bound(method, conv):
     assert "not below the bound" in check_certificate(imp, model, x, y)
     with pytest.raises(ValueError, match="below the bound"): check_certificate(replace(imp, certificate=replace(c, bound=c.objective+.02)), model, x, y)
     with pytest.raises(ValueError, match="the certificate says"): check_certificate(replace(imp, certificate=replace(c, objective=c.objective-.02)), model, x, y)
+
+
+@pytest.mark.parametrize("tighten, conv", [("interval", False), ("pairs", True), ("lp", True), ("facets", False), ("facets", True)])
+def test_bounds_of_every_kind_hold(tighten, conv):
+    "The evaluator knows nothing of the program: no sampled point of the box, nor the end of a descent in it, may be below a bound; a planted one is found"
+    model, x, y = small(5, conv); net = trace(model, x); start = {n: np.full(k, .7) for n, k in net.units.items()}; rng = np.random.default_rng(2)
+    imp = mip_importance(model, x, y, lam=1., radius=.3, gap=1e-4, tighten=tighten, start=start, time_limit=60); c = imp.certificate; center = imp.settings["center"]
+    value = true_objective(net, x, y, imp.scores, 1.); assert c.status == "optimal" and abs(value-c.objective) < 1e-6 and c.bound <= value+1e-12 and c.gap <= 1e-4
+    for n, v in imp.scores.items(): assert (np.abs(v.numpy()-np.array(center[n])) <= .3+1e-6).all() and 0 <= v.min() and v.max() <= 1
+    for i in range(100):
+        d = lambda k: 2*(rng.random(k).round() if i % 2 else rng.random(k))-1
+        assert true_objective(net, x, y, {n: np.clip(np.array(v)+.3*d(len(v)), 0, 1) for n, v in center.items()}, 1.) >= c.bound-1e-7
+    check_certificate(imp, model, x, y, samples=30)
+    with pytest.raises(ValueError, match="below the bound"): check_certificate(replace(imp, certificate=replace(c, bound=value+.01)), model, x, y, samples=30)
+
+
+@pytest.mark.parametrize("lo, fewer", [(.3, 0), (.8, 1)])
+def test_linear_programs_lose_no_better_point(lo, fewer):
+    model, x, y = small(0); net = trace(model, x); rng = np.random.default_rng(3); draws = [{n: lo+(1-lo)*rng.random(k) for n, k in net.units.items()} for _ in range(100)]
+    values = [true_objective(net, x, y, s, 3.) for s in draws]; best = float(np.quantile(values, .02)); begin = draws[int(np.argmin(values))]
+    p = sound_program(net, x, y, lo, start=begin); t = lp_tightened(p, 3., best=best, near=1.); assert p.integer.sum()-t.integer.sum() == fewer
+    bad = [t.violation(sound_program(net, x, y, lo, start=s).dense) for s in draws]
+    assert max(v for v, f in zip(bad, values) if f <= best) <= 1e-6 < max(bad)  # what is worse may go, and some of it does
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_enumerated_exchanges_by_brute_force(seed, conv):
+    model, x, y = small(seed, conv); net = trace(model, x); every = selections(net); b = dict(params=.3); room = .7*net.costs.full["params"]+1e-9; rng = np.random.default_rng(seed)
+    fits = [s for s in every if net.costs.params({n: v.sum() for n, v in s.items()}) <= room and all(v.any() for v in s.values())]; start = fits[rng.integers(len(fits))]
+    value = lambda s: true_objective(net, x, y, s, 5., None, "multiply"); imp = enumerated_exchanges(model, x, y, start, b); at = {n: s.numpy() for n, s in imp.scores.items()}; c = imp.certificate
+    near = [s for s in fits if all(sum(((s[n] != at[n]) & (at[n] == v)).sum() for n in s) <= 1 for v in (0, 1))]
+    assert c.status == "optimal" and abs(value(at)-c.objective) < 1e-9 and c.bound <= min(map(value, near)) and min(map(value, near)) >= value(at)-1e-5 and value(at) <= value(start)+1e-9
+    with pytest.raises(ValueError, match="below the bound"): check_certificate(replace(imp, certificate=replace(c, bound=c.objective+.01)), model, x, y)
 
 
 def test_program_contains_every_gated_run():

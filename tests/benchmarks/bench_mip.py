@@ -87,6 +87,9 @@ def certificates(out):
     run(network=["lenet"], n=[10], cost=["largest"], radius=[.02], tighten=["facets"])
     run(network=["fc3"], n=[50], cost=["largest"], radius=[.1], tighten=["facets"])
     run(network=["fc3"], n=[10], cost=["largest"], radius=[.1], tighten=["pairs"])
+    run(network=["lenet"], n=[10], cost=["largest"], radius=[.05, .1], tighten=["facets"])
+    run(network=["fc3"], n=[50], cost=["largest"], radius=[.07], tighten=["facets"])
+    run(network=["fc3"], n=[10], cost=["largest"], radius=[.12], tighten=["facets"])
 
 
 @lru_cache
@@ -152,7 +155,8 @@ def grown(grows, n, units, layers, seed, lam, radius, goal, limit):
 
 
 def scaling(out):
-    fixed = dict(lam=5., radius=.02, goal=2e-3, limit=30.); run = lambda **grid: sweep(partial(grown, **fixed), {k: grid[k] for k in ("grows", "n", "units", "layers")}, (0,), out, fixed, progress=print)
+    digits_network(16, 1); descent_importance(digits_network(16, 1)[0], *calibration_batch(digits_network(16, 1)[1], n=10), steps=5)  # what is loaded on first use
+    fixed = dict(lam=5., radius=.1, goal=2e-3, limit=20.); run = lambda **grid: sweep(partial(grown, **fixed), {k: grid[k] for k in ("grows", "n", "units", "layers")}, (0,), out, fixed, progress=print)
     run(grows=["images"], n=[10, 20, 40, 80], units=[64], layers=[2])
     run(grows=["units"], n=[20], units=[16, 32, 64, 128], layers=[2])
     run(grows=["layers"], n=[20], units=[64], layers=[1, 2, 3, 4])
