@@ -21,7 +21,6 @@ from fastai.callback.progress import ProgressCallback  # gives Learner its no_ba
 from fastai.callback.schedule import *
 from oamip_nb.data import calibration_batch, image_dls, tensors
 from oamip_nb.descent import descent_importance
-from oamip_nb.dgl import Decoupled
 from oamip_nb.experiments import sweep
 from oamip_nb.formulation import build_program
 from oamip_nb.importance import _part, neuron_importance
@@ -116,19 +115,25 @@ def exchange(removed, start, seed, images, many):
         known = dict(objective=cert.objective, gap=cert.gap, status=cert.status, note=cert.note) if cert else {}
         rows.append(dict(search=search, n=n, seconds=round(seconds, 2), changed=int(sum((keep[k] != first[k].bool()).sum() for k in keep)), **known, **counted(model, dls, keep, x[:10_000])))
     add("none", len(a), keep, t.cpu)
-    with Clock() as t: one = enumerated_exchanges(model, xb, yb, first, b, time_limit=90*slow)
+    with Clock() as t: one = enumerated_exchanges(model, xb, yb, first, b, time_limit=120*slow)
     add("every exchange", images, {n: s > .5 for n, s in one.scores.items()}, t.cpu, one.certificate)
-    if seed == 0 and start == "few" and removed == .85:
-        xs, ys = calibration_batch(dls, n=10, seed=seed)
-        for k in (1, 2):
-            with Clock() as t: imp = mip_importance(model, xs, ys, binary=True, budget=b, exchanges=k, start=first, gap=1e-2, time_limit=LIMIT*slow)
-            add(f"program, {k}", 10, {n: s > .5 for n, s in imp.scores.items()}, t.cpu, imp.certificate)
     return rows
 
 
+def program_exchange(k, removed, n, seed, goal, limit):
+    "What the program proves of exchanges around a selection by descent, within a time limit"
+    model, dls, x, y = mnist(seed); b = dict(params=removed); xs, ys = calibration_batch(dls, n=n, seed=seed)
+    with Clock() as t: imp = descent_importance(model, xs, ys, budget=b, seed=seed)
+    first = {n: s.float() for n, s in select(imp, **b).keep.items()}
+    with Clock() as u: c = mip_importance(model, xs, ys, binary=True, budget=b, exchanges=k, start=first, gap=goal, time_limit=limit*max(1., t.wall/t.cpu)).certificate
+    return dict(seconds=round(u.cpu, 2), objective=c.objective, bound=c.bound, gap=c.gap, status=c.status, note=c.note, highspy=version("highspy"))
+
+
 def exchanges(out):
-    fixed = dict(images=50, many=5000)
-    sweep(partial(exchange, **fixed), dict(removed=[.85, .7], start=["few", "many"]), (0, 1), out, fixed, progress=print)
+    limits = dict(goal=1e-2, limit=30.)
+    for images, removed, starts in ((50, .85, ["few", "many"]), (500, .85, ["many"]), (50, .7, ["few", "many"])):
+        fixed = dict(images=images, many=5000); sweep(partial(exchange, **fixed), dict(removed=[removed], start=starts), (0, 1), out, fixed, progress=print)
+    sweep(partial(program_exchange, **limits), dict(k=[1, 2], removed=[.85], n=[10]), (0,), Path(out).with_name("mip_exchange_programs.csv"), limits, progress=print)
 
 
 @lru_cache
@@ -137,7 +142,7 @@ def digits_network(units, layers):
     dls = image_dls("digits"); sizes = [dls.train.dataset.x[0].numel()]+[units]*layers
     model = nn.Sequential(nn.Flatten(), *[m for i, o in zip(sizes, sizes[1:]) for m in (nn.Linear(i, o), nn.ReLU())], nn.Linear(units, 10)); reset(model, 0); learn = Learner(dls, model)
     torch.manual_seed(0)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 3e-3)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(30, 3e-3)
     return model.cpu().eval(), dls
 
 
@@ -165,16 +170,18 @@ def scaling(out):
 def peak(): return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20, 2)  # of the whole process so far
 
 
-def vgg_block(way, part, n, seed, lam, goal):
-    "The relaxed program of one block of VGG-7: a module with its auxiliary head, or one layer with all that is behind it"
-    x, y = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed)), torch.arange(n) % 10; vgg = vgg7((3, 32, 32), 10, init="kaiming_normal", seed=seed).eval()
-    with Clock() as t:
-        if way == "module":
-            model = Decoupled(vgg, x, seed=seed); k = next(i for i in range(len(model.parts)) if model.start(i) == part); h = model.representation(x, k); net, h, b = _part(trace(model.module(k).eval(), h), h, 1e-5, None)
-        else: net, h, b = _part(trace(vgg, x), x, 1e-5, (part,))
-        p = build_program(net, h, y, relax=True, bounds=b)
+def signs(b, net):
+    "ReLUs whose sign the bounds leave open"
+    return sum((b.lo[i-1] < 0).logical_and(b.hi[i-1] > 0).sum() for i, st in enumerate(net.stages) if st.kind == "relu")
+
+
+def vgg_block(size, part, n, seed, lam, goal):
+    "The relaxed program of one layer of VGG-7 with all that is behind it, the other layers whole; `eps` = 0, for interval bounds that start wider decide no sign"
+    x, y = torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)), torch.arange(n) % 10; net = trace(vgg7((3, size, size), 10, init="kaiming_normal", seed=seed).eval(), x)
+    with Clock() as t: part_net, h, b = _part(net, x, 0., (part,)); p = build_program(part_net, h, y, relax=True, bounds=b)
     with Clock() as u: c = solve(p, lam, gap=goal, time_limit=300.).certificate
-    return dict(scores=p.n_scores, open_signs=len(p.lb)-p.n_scores, rows=p.A.shape[0], entries=p.A.nnz, build_seconds=round(t.cpu, 2), solve_seconds=round(u.cpu, 2), gap=c.gap, status=c.status, peak_gb=peak(), highspy=version("highspy"))
+    wide = _part(net, x, 1e-5, (part,))[2]; relus = n*sum(int(np.prod(st.shape)) for st in part_net.stages if st.kind == "relu")
+    return dict(scores=p.n_scores, relus=relus, open_published=int(signs(wide, part_net)), open_signs=int(signs(b, part_net)), rows=p.A.shape[0], entries=p.A.nnz, build_seconds=round(t.cpu, 2), solve_seconds=round(u.cpu, 2), gap=c.gap, status=c.status, peak_gb=peak(), highspy=version("highspy"))
 
 
 def resnet_block(part, n, seed, lam, goal):
@@ -186,10 +193,9 @@ def resnet_block(part, n, seed, lam, goal):
 
 def blocks(out):
     fixed = dict(lam=5., goal=1e-3); res = Path(out).with_name("mip_resnet20.csv")
-    vgg = lambda way, parts, n: sweep(partial(vgg_block, **fixed), dict(way=[way], part=parts, n=[n]), (0,), out, fixed, progress=print)
-    vgg("layer", ["fc2", "fc1"], 4); vgg("module", ["conv5", "conv4", "conv3"], 4); vgg("layer", ["conv5"], 4)
-    sweep(partial(resnet_block, **fixed), dict(part=["layer3.2", "layer3.0", "layer2.0", "layer1.0"], n=[4]), (0,), res, fixed, progress=print)
-    vgg("module", ["conv2", "conv1"], 4); vgg("layer", ["conv4", "conv3", "conv2", "conv1"], 2)
+    resnet = lambda parts: sweep(partial(resnet_block, **fixed), dict(part=parts, n=[2]), (0,), res, fixed, progress=print)
+    vgg = lambda size, parts: sweep(partial(vgg_block, **fixed), dict(size=[size], part=parts, n=[2]), (0,), out, fixed, progress=print)
+    vgg(16, ["fc2", "fc1", "conv5"]); resnet(["layer3.2", "layer2.0", "layer1.0"]); vgg(16, ["conv4", "conv3", "conv2", "conv1"]); vgg(32, ["fc2", "fc1", "conv5"]); resnet([f"layer{i}.{j}" for i in (1, 2, 3) for j in (0, 1, 2)])
 
 
 if __name__ == "__main__":
