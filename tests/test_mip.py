@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from oamip_nb.descent import descent_importance
 from oamip_nb.importance import Importance, neuron_importance
-from oamip_nb.mip import check_certificate, enumerated_exchanges, gated_run, lp_tightened, mip_importance, near_bounds, sound_program, true_objective
+from oamip_nb.mip import block_importance, check_certificate, enumerated_exchanges, gated_run, lp_tightened, mip_importance, near_bounds, sound_program, true_objective
+from oamip_nb.models import resnet20
 from oamip_nb.network import trace
 from oracles import needs_oracles, trained
 
@@ -111,3 +112,14 @@ def test_local_certificate_of_reference_networks(name, tmp_path):
     imp.save(tmp_path/"imp.safetensors"); back = Importance.load(tmp_path/"imp.safetensors"); assert back.proof == imp.proof
     check_certificate(back, model, x, y, samples=30)
     with pytest.raises(ValueError, match="below the bound"): check_certificate(replace(back, certificate=replace(c, bound=c.objective*1.01)), model, x, y, samples=30)
+
+
+def test_a_block_of_a_residual_network():
+    "The program of one block, from the package alone: objective and bound against the network with scaled filters"
+    model = resnet20((3, 8, 8), 4, seed=0).eval(); torch.manual_seed(0); x, y = torch.rand(4, 3, 8, 8), torch.arange(4); path = "layer3.2"
+    imp = block_importance(model, x, y, path, lam=20.); s = imp.scores[f"{path}.conv1"]; c = imp.certificate
+    def value(s):
+        h = model.get_submodule(path).relu1.register_forward_hook(lambda m, i, o: o*s[:, None, None])
+        try: return 20*torch.nn.functional.cross_entropy(model(x), y).item()+s.mean().item()
+        finally: h.remove()
+    assert abs(value(s)-c.objective) < 1e-3 and c.bound <= c.objective <= value(torch.ones(64))+1e-3 and c.gap <= 1e-3
