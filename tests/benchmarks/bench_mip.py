@@ -146,13 +146,13 @@ def digits_network(units, layers):
     return model.cpu().eval(), dls
 
 
-def grown(grows, n, units, layers, seed, lam, radius, goal, limit):
+def grown(grows, n, units, layers, seed, lam, radius, goal, limit, steps):
     "The three methods on one network and batch"
     model, dls = digits_network(units, layers); x, y = calibration_batch(dls, n=n); net = trace(model, x); rows = []
     def add(method, t, cert, **more): rows.append(dict(method=method, seconds=round(t.cpu, 3), objective=cert.objective, bound=cert.bound, gap=cert.gap, status=cert.status, highspy=version("highspy"), **more))
     with Clock() as t: imp = neuron_importance(model, x, y, lam=lam, method="relaxed", gap=goal)
     add("relaxed", t, imp.certificate)
-    with Clock() as t: imp = descent_importance(model, x, y, lam=lam, gate="subtract")
+    with Clock() as t: imp = descent_importance(model, x, y, lam=lam, gate="subtract", steps=steps)
     add("descent", t, imp.certificate); slow = max(1., t.wall/t.cpu)
     s = _single(_by_layer(net, {k: v.numpy() for k, v in imp.scores.items()})); p = sound_program(net, x, y, *_box(net, s, radius, ()), start=s)
     with Clock() as t: imp = mip_importance(model, x, y, lam, radius=radius, start=s, gap=goal, time_limit=limit*slow)
@@ -161,7 +161,7 @@ def grown(grows, n, units, layers, seed, lam, radius, goal, limit):
 
 def scaling(out):
     digits_network(16, 1); descent_importance(digits_network(16, 1)[0], *calibration_batch(digits_network(16, 1)[1], n=10), steps=5)  # what is loaded on first use
-    fixed = dict(lam=5., radius=.1, goal=2e-3, limit=20.); run = lambda **grid: sweep(partial(grown, **fixed), {k: grid[k] for k in ("grows", "n", "units", "layers")}, (0,), out, fixed, progress=print)
+    fixed = dict(lam=5., radius=.05, goal=2e-3, limit=6., steps=300); run = lambda **grid: sweep(partial(grown, **fixed), {k: grid[k] for k in ("grows", "n", "units", "layers")}, (0,), out, fixed, progress=print)
     run(grows=["images"], n=[10, 20, 40, 80], units=[64], layers=[2])
     run(grows=["units"], n=[20], units=[16, 32, 64, 128], layers=[2])
     run(grows=["layers"], n=[20], units=[64], layers=[1, 2, 3, 4])
