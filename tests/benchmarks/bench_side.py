@@ -27,7 +27,7 @@ from oamip_nb.importance import neuron_importance
 from oamip_nb.pruning import _hardware, _versions, count_correct, latency, remove, select, sizes
 
 BUDGET = .7
-META = _versions()|{k: version(k) for k in ("torch-pruning", "fasterai")}|_hardware()
+META = _versions()|dict(fasterai=version("fasterai"))|_hardware()
 
 
 def scored(score, repair=None):
