@@ -368,7 +368,7 @@ def _checked_pairs(model, pairs):
         out.append(all_[child])
     return tuple(out)
 
-# %% ../nbs/08_mint.ipynb #7a4b6073
+# %% ../nbs/08_mint.ipynb #55eed599
 def sample_rows(
     y:Tensor, # Class numbers, shape (n,)
     per_class:int, # Rows of each class
@@ -378,7 +378,7 @@ def sample_rows(
     g = torch.Generator().manual_seed(seed); y = y.cpu(); out = []
     for c in y.unique():
         i = (y==c).nonzero()[:,0]
-        if len(i)<per_class: raise ValueError(f'class {int(c)} has {len(i)} images, fewer than samples_per_class={per_class}')
+        if len(i)<per_class: raise ValueError(f'class {int(c)} has {len(i)} images, fewer than samples_per_class={per_class}; pass {int(y.unique(return_counts=True)[1].min())} or less')
         out.append(i[torch.randperm(len(i), generator=g)[:per_class]])
     rows = torch.cat(out)
     return rows[torch.randperm(len(rows), generator=g)]
@@ -400,7 +400,7 @@ def _batches(x, y, per_class, seed, size=256):
         if keep: yield b[keep]
         if total and len(seen)==total and min(seen.values())==per_class: return
     short = [c for c,k in seen.items() if k<per_class]
-    if short: raise ValueError(f'class {short[0]} has {seen[short[0]]} images in the loader, fewer than samples_per_class={per_class}')
+    if short: raise ValueError(f'class {short[0]} has {seen[short[0]]} images in the loader, fewer than samples_per_class={per_class}; pass {min(seen.values())} or less')
 
 # %% ../nbs/08_mint.ipynb #7c81c374
 def _unit_values(h, units):

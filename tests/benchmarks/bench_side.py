@@ -1,7 +1,7 @@
 """One network, one budget, every tool as its users call it: python tests/benchmarks/bench_side.py accuracy|latency OUT.csv [seeds]
 
 LeNet-5 on MNIST (needs OAMIP_DATA), .7 of the parameters removed; the networks are those of bench_compare.py. accuracy: right test images before and after one epoch of
-fine-tuning, sizes, seconds to prune. latency: medians for one and for 256 images, seed 0, best run when nothing else does. Needs `pip install fasterai` besides the package.
+fine-tuning, sizes, seconds to prune. latency: medians for one and for 256 images, seed 0, into a new file; best run when nothing else does. Needs `pip install fasterai` besides the package.
 Rows that OUT.csv holds are not computed again."""
 import copy
 import io
@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -88,11 +89,19 @@ def networks(seed, wanted):
         if wanted(tool): torch.manual_seed(seed); t = time.process_time(); net = prune(model, x, y, dls, seed); yield tool, net.eval(), time.process_time()-t, dls, x
 
 
+def times(rows, rounds=7):
+    "Latencies of all networks in turn, several times over, since a machine is not equally fast for minutes; the median round counts"
+    nets = {tool: (net, x[:1]) for tool, net, _, _, x in networks(0, lambda t: True)}; ms = {(tool, b): [] for tool in nets for b in (1, 256)}
+    for _ in range(rounds):
+        for (tool, b), seen in ms.items(): seen.append(latency(*nets[tool], b, limit=1.))
+    for tool in nets: rows.add(seed=0, tool=tool, **{f"ms_{b}": round(float(np.median(ms[tool, b])), 4) for b in (1, 256)}, **{f"ms_{b}_{k}": round(f(ms[tool, b]), 4) for b in (1, 256) for k, f in (("min", min), ("max", max))})
+
+
 def main(what, out, seeds="012"):
     rows = Rows(out)
-    for seed in map(int, seeds if what == "accuracy" else "0"):
+    if what == "latency": return times(rows)
+    for seed in map(int, seeds):
         for tool, net, seconds, dls, x in networks(seed, lambda t: not rows.has(seed, t)):
-            if what == "latency": rows.add(seed=seed, tool=tool, ms_1=latency(net, x[:1], 1), ms_256=latency(net, x[:1], 256)); continue
             k, n = count_correct(net, dls.test); s = sizes(net, x[:1])
             tuned, _ = (None, 0) if tool == "dense" else count_correct(fit(net, dls, 1, 1e-3, SETTINGS["lenet5"].shift), dls.test)
             rows.add(seed=seed, tool=tool, right=k, tuned=tuned, n=n, params=s["params"], macs=s["macs"], bytes=s["bytes"], prune_cpu_seconds=round(seconds, 2))
