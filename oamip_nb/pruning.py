@@ -146,7 +146,7 @@ def _prefix_length(scores, which, removable, what, frac, costs):
     if k is None: raise ValueError(f'{what}={frac}: with one unit left in every layer only {gone(len(removable)):.4f} of the {what} goes; ask for less')
     return k
 
-# %% ../nbs/10_pruning.ipynb #b2824cd2
+# %% ../nbs/10_pruning.ipynb #5e2e49ad
 def _above(s, threshold):
     "Units of one layer that stay, and whether the layer had to be spared"
     keep = s.double()>=s.double().mean() if threshold=='mean' else s>=threshold
@@ -159,10 +159,19 @@ def _by_threshold(scores, threshold):
     kept = {n:_above(s, threshold) for n,s in scores.items()}
     return {n:k for n,(k,_) in kept.items()},[n for n,(_,spared) in kept.items() if spared]
 
+def _ties(scores, which, unit, go, scope):
+    "The score at the cut, and how many units with it go and stay; of the layer that was cut last when each layer has its own order"
+    vals = [v.numpy() for v in scores.values()]; v = np.empty(len(which))
+    for i,layer in enumerate(vals): v[which==i] = layer[unit[which==i]]
+    same = (v==v[go[-1]])&((scope=='global')|(which==which[go[-1]])); n = int(same[go].sum())
+    return v[go[-1]],n,int(same.sum())-n
+
 def _by_fraction(scores, what, frac, scope, costs):
-    "(keep, spared layers) for a fraction of `what`"
+    "(keep, spared layers) for a fraction of `what`; a warning where the scores do not decide"
     which,unit = _order(scores.values(), scope)
     go,spared = _protect(which, lambda r: _prefix_length(scores, which, r, what, frac, costs))
+    s,n,stay = _ties(scores, which, unit, go, scope) if len(go) else (0.,0,0)
+    if stay: warnings.warn(f"{what}={frac} cuts among {n+stay} units of the same score {s:.4g}: {n} go, the first of them in forward order, and {stay} stay; the scores do not say which", stacklevel=3)
     return _to_keep(scores, which, unit, go),[list(scores)[i] for i in sorted(spared)]
 
 # %% ../nbs/10_pruning.ipynb #dc5f41fc
@@ -570,7 +579,7 @@ def _read(path):
     if not sane: raise ValueError(f'{path}: damaged metadata. {hint}')
     return state,meta
 
-# %% ../nbs/10_pruning.ipynb #7f80a84d
+# %% ../nbs/10_pruning.ipynb #c63e74b2
 def load_pruned(
     path, # File of `save_pruned`
     model:nn.Module, # The dense architecture, freshly built; it is copied, its weights do not matter
@@ -579,7 +588,7 @@ def load_pruned(
     "Load a pruned network without running any code of the file; ValueError names the file and what does not fit"
     state,meta = _read(path)
     try: small = remove(model, Selection.from_dict(meta.get('selection')), torch.zeros(1, *meta['shape']) if x is None else x)
-    except (ValueError, RuntimeError) as e: raise ValueError(f'{path}: does not fit this {type(model).__name__} ({e}); build the architecture that was pruned') from e
+    except (ValueError, RuntimeError) as e: raise ValueError(f'{path}: does not fit this {type(model).__name__}: {e}') from e
     want,got = [{k:(tuple(v.shape), v.dtype) for k,v in s.items()} for s in (small.state_dict(), state)]
     odd = sorted(k for k in want.keys()|got.keys() if want.get(k)!=got.get(k))
     if odd: raise ValueError(f"{path}: '{odd[0]}' is {got.get(odd[0])} in the file and {want.get(odd[0])} in the pruned {type(model).__name__}; build the architecture that was pruned")
