@@ -140,7 +140,7 @@ def purge(self:_Session):
     dead = (price<1e-10)&(self.kind!=-2); self.sent[self.kind[dead&(self.kind>=0)]] = False
     self.h.deleteRows(int(dead.sum()), np.flatnonzero(dead).astype(np.int32)); self.kind = self.kind[~dead]
 
-# %% ../nbs/05_solvers.ipynb #f1c92854
+# %% ../nbs/05_solvers.ipynb #7814bcd0
 @patch
 def run(self:_Session, deadline, lam):
     "Solve the current model; returns (q, t, bound), all None unless HiGHS proves the answer optimal"
@@ -165,14 +165,13 @@ def start_from(self:_Session, q):
 
 @patch
 def branch(self:_Session, deadline, lam, gap, start=None):
-    "Solve the current model with its binaries, from the point `start` if there is one; returns (q or None, lower bound)"
+    "Solve the current model with its binaries, from the point `start` if there is one; returns (q or None, lower bound, whether Ctrl-C ended it)"
     h,k = self.h,np.flatnonzero(self.p.integer).astype(np.int32); T = highspy.HighsVarType
     kinds = lambda t: h.changeColsIntegrality(len(k), k, np.full(len(k), t))
     kinds(T.kInteger); h.setOptionValue('mip_rel_gap', gap); h.setOptionValue('time_limit', h.getRunTime()+max(deadline-time.time(), .01) if np.isfinite(deadline) else _INF)
     if start is not None: self.start_from(start)
     h.solve(); kinds(T.kContinuous); info,x,status = h.getInfo(),np.array(h.getSolution().col_value),h.getModelStatus()
-    if status==highspy.HighsModelStatus.kInterrupt: raise KeyboardInterrupt
-    return (x[:self.nq] if len(x)==self.cols and info.primal_solution_status==2 else None), info.mip_dual_bound
+    return (x[:self.nq] if len(x)==self.cols and info.primal_solution_status==2 else None), info.mip_dual_bound, status==highspy.HighsModelStatus.kInterrupt
 
 @patch
 def limit(self:_Session, lb, ub):
@@ -247,7 +246,7 @@ def _continuous(ses, se, gap, is_bound):
         if len(over): ses.cut(q, over); ses.cut(.5*(q+se.q))
     return q
 
-# %% ../nbs/05_solvers.ipynb #e3ff47de
+# %% ../nbs/05_solvers.ipynb #b79e6652
 def _exact(ses, se, q):
     "From the relaxed answer `q`: fix the binaries, polish, branch, until the gap closes or time runs out; returns the status"
     p,seen,last,whole = se.p,set(),-np.inf,se.p.integer
@@ -255,7 +254,8 @@ def _exact(ses, se, q):
         v = np.where(whole, q>.5, 0.); seen.add((q[whole]>.5).tobytes())
         ses.limit(v, v); _continuous(ses, se, se.gap/4, False); ses.limit(p.lb, p.ub); se.note()
         if se.closed or se.late: return 'optimal' if se.closed else 'time_limit'
-        q,bound = ses.branch(se.deadline, se.lam, se.gap/2, se.q if np.isfinite(se.best) else None); se.note(bound)
+        q,bound,stopped = ses.branch(se.deadline, se.lam, se.gap/2, se.q if np.isfinite(se.best) else None); se.note(bound)
+        if stopped: raise KeyboardInterrupt # after what branching has proved so far
         if se.closed or se.late or q is None: return 'optimal' if se.closed else 'time_limit' if se.late else 'stalled'
         rows = ses.send_violated(q); ses.cut(q); key = (q[whole]>.5).tobytes()
         if rows<=FEASIBLE and key in seen and bound<=last+1e-9*abs(bound): return 'stalled' # the same pattern, no new row, no better bound
