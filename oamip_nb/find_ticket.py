@@ -26,7 +26,7 @@ from .tickets import Ticket
 
 # %% auto #0
 __all__ = ['schedules', 'recipes', 'Recipe', 'lr_factor', 'lr_schedule', 'jsd_loss', 'TicketLoss', 'random_crop_flip', 'noisy',
-           'augmixed', 'Augment', 'TicketSearch', 'Found', 'ticket_learner', 'command_line', 'main']
+           'augmixed', 'Augment', 'TicketSearch', 'data_parallel', 'Found', 'ticket_learner', 'command_line', 'main']
 
 # %% ../nbs/21_find_ticket.ipynb #17729f5d
 @dataclass(frozen=True)
@@ -359,9 +359,12 @@ def _write(self:TicketSearch, row):
     flat = {k:v if not isinstance(v, dict) else json.dumps(v) for k,v in asdict(self.recipe).items()}
     pd.DataFrame(self.rows).assign(**{f'recipe_{k}':v for k,v in flat.items()}, **_versions(), **_hardware(), processes=max(1, num_distrib())).to_csv(self.folder/'results.csv', index=False)
 
-# %% ../nbs/21_find_ticket.ipynb #b84882b2
-def _distributed(device):
-    "fastai's trainer for several processes, on GPUs or CPUs"
+# %% ../nbs/21_find_ticket.ipynb #40ed9c34
+def data_parallel(
+    device='cpu', # Where the networks train, such as `learn.dls.device`
+):                # A callback for `fit`
+    "fastai's trainer for several processes under torchrun, on GPUs or CPUs; every `Learner` may have it. Each process has its own batches, so their size times the processes is that of a step"
+    device = torch.device(device)
     from fastai.distributed import DistributedDL, DistributedTrainer
     class Shards(DistributedDL):
         def _broadcast(self, t, rank):
@@ -400,7 +403,7 @@ class Found:
         ax.plot(d.epoch, d.accuracy, 'o-', ms=3); ax.fill_between(d.epoch, d.low, d.high, alpha=.2); ax.axvline(self.best['epoch'], ls=':', c='0.5'); ax.set(xlabel='epoch', ylabel='validation accuracy'); ax.locator_params('x', integer=True)
         return ax
 
-# %% ../nbs/21_find_ticket.ipynb #c21c383a
+# %% ../nbs/21_find_ticket.ipynb #88371ff2
 class _TorchOptim(OptimWrapper):
     "A torch optimizer whose hyperparameters are those that are numbers, so that recorders can log them all"
     @property
@@ -416,7 +419,7 @@ def _callbacks(r, search, device):
     "All callbacks of a search"
     cbs = [search, Augment(r), ParamScheduler({'lr':lr_schedule(r)})]
     if r.precision!='float32': cbs.append(_Amp(AMPMode.FP16 if r.precision=='float16' else AMPMode.BF16))
-    return cbs+([_distributed(device)] if num_distrib()>1 else [])
+    return cbs+([data_parallel(device)] if num_distrib()>1 else [])
 
 def _masked_net(model, r):
     "The supermask network of a recipe; one that is one already stays"
