@@ -144,15 +144,17 @@ def _write_rows(path, rows):
         finally: part.unlink(missing_ok=True)
     return text.getvalue()
 
-# %% ../nbs/13_experiments.ipynb #de2a831e
+# %% ../nbs/13_experiments.ipynb #0d8433a1
 def _cells(grid, seeds):
     "Every combination of the grid's values, seed by seed, so that what is trained for a seed serves all of its cells"
     return [dict(zip(grid, v))|dict(seed=s) for s in seeds for v in itertools.product(*grid.values())]
 
-def _timed(cell, settings):
-    "Rows of one cell and its CPU seconds"
-    t = time.process_time(); got = cell(**settings)
-    return ([got] if isinstance(got, dict) else got), round(time.process_time()-t, 3)
+def _timed(cell, settings, decided):
+    "Rows of one cell and its CPU seconds; ValueError where a row gives a setting another value, for it would hide the row from the next call"
+    t = time.process_time(); got = cell(**settings); rows = [got] if isinstance(got, dict) else got
+    odd = sorted({k for r in rows for k in r if k in decided and _key(r, [k])!=_key(decided, [k])})
+    if odd: raise ValueError(f'sweep: the cell returned another {", ".join(odd)} than it was given; rename it in the row')
+    return rows, round(time.process_time()-t, 3)
 
 def sweep(
     cell,         # Called with seed= and one value of each entry of `grid`; returns a row (dict) or a list of rows
@@ -171,7 +173,7 @@ def sweep(
     def keep(name, got):
         rows[:] = rows if path is None else _read_rows(path, names) # another process may have added some
         rows.extend(fixed|cells[label[name]]|r|dict(cell_seconds=got[1])|meta for r in got[0]); _write_rows(path, rows)
-    _run({n:partial(_timed, cell, cells[k]) for n,k in label.items()}, n_jobs, _teller(progress, len(label)), keep).all()
+    _run({n:partial(_timed, cell, cells[k], fixed|cells[k]) for n,k in label.items()}, n_jobs, _teller(progress, len(label)), keep).all()
     order = {k:i for i,k in enumerate(cells)}; rows = [r for r in rows if _key(r, names) in order]
     return pd.read_csv(io.StringIO(_write_rows(None, sorted(rows, key=lambda r: order[_key(r, names)]))))
 

@@ -22,7 +22,7 @@ from .solvers import Certificate, solve
 # %% auto #0
 __all__ = ['METHODS', 'Importance', 'write_tensors', 'read_tensors', 'neuron_importance']
 
-# %% ../nbs/06_importance.ipynb #b9aaf03b
+# %% ../nbs/06_importance.ipynb #7acbaf58
 @dataclass(frozen=True, eq=False)
 class Importance:
     "Scores of every prunable unit and what is known about them"
@@ -34,7 +34,7 @@ class Importance:
 
     def __repr__(self):
         k = ', '.join(f'{n}: {len(s)} (mean {s.mean():.2f})' for n,s in self.scores.items())
-        return f'Importance by {self.method}; {k}' + (f'\n{self.certificate}\n{self.proof}' if self.certificate else '')
+        return f'Importance by {self.method}; {k}' + (f'\n{c}' if (c:=self.certificate) else '')+(f'\n{self.proof}' if c and c.bound is not None else '')
 
     @property
     def proof(self)->str:
