@@ -25,6 +25,7 @@ from .repair import *
 from .experiments import *
 from .mint import *
 from .plots import *
+from .export import *
 from .biprop import *
 from .ticket_models import *
 from .tickets import *
