@@ -20,8 +20,8 @@ sync: setup          ## modules and README.md are what the notebooks say
 docs: setup          ## README.md and _docs/*.html, every internal link checked
 	@$(BIN)/python tools/docs.py
 
-wheel: setup         ## the wheel in an empty environment: command, demo, tests
-	@$(BIN)/python tools/check_wheel.py
+wheel: setup         ## the wheel in an empty environment: command, demo, tests; PYTHONS="python3.12 ..." for others
+	@$(BIN)/python tools/check_wheel.py $(PYTHONS)
 
 check: sync test docs wheel
 
