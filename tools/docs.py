@@ -25,6 +25,7 @@ TOOLS, NBS, OUT = ROOT/"tools", ROOT/"nbs", ROOT/"_docs"
 README, FIGURES = ROOT/"README.md", NBS/"images"
 OPTION = re.compile(r"^#\|\s*([\w-]+):\s*(.*?)\s*$", re.M)
 STYLE = re.compile(r"<style.*?</style>", re.S)
+CODE_LINK = re.compile(r"\[(`[^`]+`)\]\(https?://[^)\s]+\)")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.I)
 
 
@@ -70,16 +71,32 @@ def web(data):
     return "" if "<progress" in text else text
 
 
+def printed(text):
+    "Markdown of printed text: lines are broken at the edge of the page, unless they are columns"
+    columns = sum("  " in line.strip() for line in text.splitlines()) > 1
+    return f"::: {'out' if columns else '{.out .lines}'}\n{fence(text)}\n:::"
+
+
+def merged(outputs):
+    "The outputs with what was printed in pieces put together"
+    whole = []
+    for o in outputs:
+        last = whole[-1] if whole else {}
+        if o.output_type == last.get("output_type") == "stream" and o.name == last["name"]: last["text"] = joined(last["text"]) + joined(o.text)
+        else: whole.append(nbformat.from_dict(o))
+    return whole
+
+
 def output(o, opts, stem, figures):
     "Markdown of one output of a cell"
     if o.output_type == "error": sys.exit(f"{stem}: a saved output is an error: {o.ename}: {o.evalue}")
-    if o.output_type == "stream": return "" if o.name == "stderr" else f"::: out\n{fence(joined(o.text).strip(chr(10)))}\n:::"
+    if o.output_type == "stream": return "" if o.name == "stderr" else printed(joined(o.text).strip("\n"))
     if "image/png" in o.data or "image/svg+xml" in o.data: return figure(o.data, opts, stem, figures)
     if opts.get("output") == "asis" or "text/html" not in o.data:
         for kind in "text/markdown", "text/latex":
             if kind in o.data: return joined(o.data[kind])
     if "text/html" in o.data: return f"::: out\n```{{=html}}\n{web(o.data)}\n```\n:::" if web(o.data) else ""
-    return f"::: out\n{fence(joined(o.data.get('text/plain', '')))}\n:::"
+    return printed(joined(o.data.get("text/plain", "")))
 
 
 def code(cell, stem, figures):
@@ -92,7 +109,7 @@ def code(cell, stem, figures):
             shown = " open" if opts["code-fold"] == "show" else ""
             text = f"<details{shown}><summary>{html.escape(opts.get('code-summary', 'Code'))}</summary>\n\n{text}\n\n</details>"
         yield text
-    if opts.get("output") != "false": yield from (output(o, opts, stem, figures) for o in cell.get("outputs", []))
+    if opts.get("output") != "false": yield from (output(o, opts, stem, figures) for o in merged(cell.get("outputs", [])))
 
 
 def read_page(path):
@@ -125,10 +142,11 @@ def nodes(tree):
 
 
 def relink(text, change):
-    "The pandoc document of `text`, every link and image target passed through `change`"
+    "The pandoc document of `text`, every link and image target passed through `change`; in code, where nbdev makes links too, words again"
     doc = json.loads(pandoc(text, "-f", "markdown", "-t", "json"))
     for n in nodes(doc):
         if n["t"] in ("Link", "Image"): n["c"][2][0] = change(n["c"][2][0])
+        if n["t"] == "CodeBlock": n["c"][1] = CODE_LINK.sub(r"\1", n["c"][1])
     return doc
 
 
@@ -241,7 +259,7 @@ def site_nav(pairs, pages, current):
         last = section
         here = ' aria-current="page"' if p is current else ""
         rows.append(f'<li><a href="{p.file}"{here}>{html.escape(p.title)}</a></li>')
-    return '<nav class="site" aria-label="Pages"><ul>' + "\n".join(rows) + "</ul></nav>"
+    return '<nav class="site" id="pages" aria-label="Pages"><ul>' + "\n".join(rows) + "</ul></nav>"
 
 
 def neighbours(pages, current):
