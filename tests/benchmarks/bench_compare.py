@@ -1,6 +1,6 @@
-"""Every method at every budget, plain, repaired and after one epoch: python tests/benchmarks/bench_compare.py fc3|lenet5|conv5 OUT.csv [seeds]
+"""Every method at every budget, plain, repaired, after one epoch and after ten: python tests/benchmarks/bench_compare.py NETWORK OUT.csv [seeds]
 
-Trains on MNIST, or conv5 on CIFAR-10 (needs OAMIP_DATA), scores on training images, counts right answers on the test set. A run that is stopped
+NETWORK is a name in SETTINGS. Trains on MNIST or CIFAR-10 (needs OAMIP_DATA), scores on training images, counts right answers on test images. A run that is stopped
 goes on where it was: rows that OUT.csv holds are not computed again, and trained networks are kept in `compare_nets` of the cache folder."""
 import copy
 import os
@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from fastai.basics import Callback, Learner, accuracy
 from fastai.callback.schedule import *
 from oamip_nb.baselines import baseline_importance
-from oamip_nb.data import cache_folder, image_dls, tensors
+from oamip_nb.data import TensorDL, cache_folder, image_dls, tensors
 from oamip_nb.importance import neuron_importance, read_tensors, write_tensors
-from oamip_nb.models import create_model
+from oamip_nb.models import models
 from oamip_nb.pruning import count_correct, remove, select
+from oamip_nb.ticket_models import ticket_nets
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,32 @@ class Setting:
     what: str = "params"                    # what the budget counts
     budgets: tuple = (.3, .5, .7, .85, .95)
     tuned: tuple = (.3, .5, .7, .85, .95)   # budgets that are also trained for one epoch
+    long: tuple = ()                        # budgets at which the methods in LONG are trained for ten epochs
+    net: str | None = None                  # name of the network, where it is not the name of the setting
     model: dict = field(default_factory=dict)
     descent: dict = field(default_factory=dict)
     images: int = 48_000                    # training images for descent
     repair: int = 10_000                    # training images for the repair
     shift: int = 0                          # augmentation of the training: flips, and shifts of up to so many pixels
+    size: int | None = None                 # pixels a side, where the images are shrunk
+    n: int | None = None                    # training images, validation included; None for all
+    every: int = 1                          # of the test images, one in so many
 
 
 SETTINGS = dict(
     fc3=Setting("MNIST", 5),
     lenet5=Setting("MNIST", 3, tuned=(.7, .95), model=dict(padding=2, pool="max")),
-    conv5=Setting("CIFAR10", 10, "macs", (.5, .3, .7), (.7,), descent=dict(steps=500, bs=128, search=0), images=20_000, repair=5_000, shift=3))
+    conv5=Setting("CIFAR10", 10, "macs", (.5, .3, .7), (.7,), descent=dict(steps=500, bs=128, search=0), images=20_000, repair=5_000, shift=3),
+    fc4=Setting("MNIST", 5, budgets=(.85, .95, .7, .5, .3), tuned=(.85,), long=(.85,)),
+    lenet5_cifar10=Setting("CIFAR10", 10, budgets=(.85, .7, .95, .5, .3), tuned=(.85,), long=(.85,), net="lenet5", model=dict(pool="max"), images=20_000, repair=5_000, shift=2),
+    conv4=Setting("CIFAR10", 8, "macs", (.85, .7, .95), (.85,), (.85,), descent=dict(steps=300, bs=128, search=0), images=8_000, repair=5_000, shift=2, size=16, n=10_000, every=2),
+    vgg7=Setting("CIFAR10", 10, budgets=(.85, .95), tuned=(.85,), model=dict(init="kaiming_normal", dropout=0.), descent=dict(steps=200, bs=64, search=0), images=4_000, repair=2_000,
+        size=16, n=5_000, every=5))
 # name -> (criterion, scope of the selection)
 CRITERIA = {k: (k, "global") for k in ("random", "magnitude", "activation", "taylor", "snip", "tp_magnitude", "tp_taylor", "tp_hessian", "tp_lamp", "tp_fpgm")}
 CRITERIA |= {f"{k}, per layer": (k, "layer") for k in ("magnitude", "taylor")}
 METHODS = ("descent", "refit", "critical", *CRITERIA)
+LONG = ("descent", "refit", "random", "magnitude", "tp_taylor", "tp_hessian")  # the program's own, the controls, and the best criteria at one epoch
 _FORMAT = "oamip_nb.compare/1"
 
 
@@ -69,7 +81,7 @@ def fit(model, dls, epochs, lr, shift):
 
 def trained(name, seed, dls):
     "The dense network of a seed, trained once"
-    s = SETTINGS[name]; path = cache_folder()/"compare_nets"/f"{name}_{seed}.safetensors"; model = create_model(name, dls, seed=seed, **s.model)
+    s = SETTINGS[name]; path = cache_folder()/"compare_nets"/f"{name}_{seed}.safetensors"; make = (models|ticket_nets)[s.net or name]; model = make(dls, seed=seed, **s.model)
     if path.exists(): model.load_state_dict(read_tensors(path, _FORMAT)[0]); return model.eval()
     model = fit(model, dls, s.epochs, 3e-3, s.shift); write_tensors(path, model.state_dict(), _FORMAT, dict(network=name, seed=seed, torch=version("torch")))
     return model
@@ -90,21 +102,25 @@ def importance(method, model, x, y, s, removed, seed, known):
     return known[name] if name in known else known.setdefault(name, baseline_importance(name, model, x[:n], y[:n], seed=seed))
 
 
+def named(epochs): return "1 epoch" if epochs == 1 else f"{epochs} epochs"
+
+
 def main(name, out, seeds):
     torch.set_num_threads(1); out, s = Path(out), SETTINGS[name]; rows = pd.read_csv(out).to_dict("records") if out.exists() else []
     done = {(r["seed"], r["removed"], r["method"], r["stage"]) for r in rows}
     meta = dict(machine=f"{platform.machine()}, 1 thread", python=platform.python_version(), **{k: version(k) for k in ("torch", "fastai", "torch-pruning", "oamip_nb")})
     def add(seed, removed, method, stage, model, seconds, really=None):
-        k, n = count_correct(model, dls.test)
+        k, n = count_correct(model, test)
         rows.append(dict(network=name, what=s.what, seed=seed, removed=removed, method=method, stage=stage, right=k, n=n, really=really, cpu_seconds=round(seconds, 2), **meta))
         part = out.with_suffix(".part"); pd.DataFrame(rows).to_csv(part, index=False); os.replace(part, out)
         print(seed, removed, method, stage, f"{k/n:.4f}", f"{seconds:.1f} s", flush=True)
     for seed in seeds:
-        dls = image_dls(s.dataset, seed=seed); x, y = shuffled(*tensors(dls.train), seed); t = time.process_time(); model = trained(name, seed, dls); t = time.process_time()-t
+        dls = image_dls(s.dataset, size=s.size, n=s.n, seed=seed); test = TensorDL(dls.test.dataset.subset(slice(None, None, s.every)), bs=500); x, y = shuffled(*tensors(dls.train), seed); t = time.process_time(); model = trained(name, seed, dls); t = time.process_time()-t
         if (seed, 0., "dense", "plain") not in done: add(seed, 0., "dense", "plain", model, t)
         known = {}
         for removed in s.budgets:
-            stages = lambda m: [k for k in ("plain", "repaired", *(("1 epoch",) if removed in s.tuned else ())) if (seed, removed, m, k) not in done]
+            epochs = lambda m: (1,)*(removed in s.tuned)+(10,)*(removed in s.long and m in LONG)
+            stages = lambda m: [k for k in ("plain", "repaired", *map(named, epochs(m))) if (seed, removed, m, k) not in done]
             for method in METHODS:
                 if not stages(method) and not (method == "descent" and stages("critical")): continue
                 t = time.process_time(); imp = importance(method, model, x, y, s, removed, seed, known); t = time.process_time()-t
@@ -114,7 +130,7 @@ def main(name, out, seeds):
                 for stage in stages(method):
                     now = time.process_time()
                     if stage == "repaired": net = remove(model, sel, x[:s.repair], repair="lstsq")
-                    else: net = small if stage == "plain" else fit(small, dls, 1, 1e-3, s.shift)
+                    else: net = small if stage == "plain" else fit(small, dls, int(stage.split()[0]), 1e-3, s.shift)
                     add(seed, removed, method, stage, net, t if stage == "plain" else time.process_time()-now, 1-left)
 
 
