@@ -29,8 +29,8 @@ def stage_bounds(
 @dataclass(frozen=True, eq=False)
 class Bounds:
     "Lower and upper end of every stage's *output*, one pair of tensors (n, *shape) per stage, and the region they hold over"
-    lo:tuple[Tensor,...]
-    hi:tuple[Tensor,...]
+    lo:tuple[Tensor,...] # Lower ends
+    hi:tuple[Tensor,...] # Upper ends
     region:str # What the bounds range over, in words
 
     def __repr__(self): return f'Bounds: {len(self.lo)} stages, {len(self.lo[0])} images, over {self.region}'
@@ -47,7 +47,7 @@ def _start(net, x, eps):
 # %% ../nbs/03_bounds.ipynb #b006db1d
 @torch.no_grad()
 def box_bounds(
-    net:Network,
+    net:Network, # From `trace`
     x:Tensor, # Images, shape (n, *image shape)
     eps:float=1e-5, # Half-width of the input box around each image, >= 0, in the units of the images
 )->Bounds: # One interval per image and activation, float64
@@ -70,7 +70,10 @@ def subtract(
     return torch.relu(z-(1-per_unit(s,z))*upper.clamp(min=0))
 
 # %% ../nbs/03_bounds.ipynb #b808de70
-def pre_upper(net:Network, b:Bounds)->dict: # Gated layer's path -> U of its pre-activation, shape (n, units, ...)
+def pre_upper(
+    net:Network, # From `trace`
+    b:Bounds,    # From `box_bounds`
+)->dict: # Gated layer's path -> U of its pre-activation, shape (n, units, ...)
     "Upper bounds of the pre-activations that the gates subtract from"
     return {st.gate:b.hi[i-1] for i,st in enumerate(net.stages) if st.gate}
 
@@ -88,7 +91,7 @@ def _multiplied_bounds(st, l, u, slo, shi):
 # %% ../nbs/03_bounds.ipynb #a53dcb7f
 @torch.no_grad()
 def score_bounds(
-    net:Network,
+    net:Network, # From `trace`
     x:Tensor, # Images, shape (n, *image shape)
     lo:dict|float=0., # Least score of each layer: one number in [0, 1], or layer path -> tensor (units,)
     hi:dict|float=1., # Largest score, likewise, not below `lo`

@@ -48,7 +48,7 @@ class Gated:
     "A traced network cut at its gates, in float32 on a device"
     batch = 2500 # images at a time
     def __init__(self,
-        net:Network,
+        net:Network, # From `trace`
         gate:str='multiply', # One of `GATES`
         device='cpu', # Where to compute
     ):
@@ -182,7 +182,7 @@ def _load_state(path, key, S):
 
 # %% ../nbs/07_descent.ipynb #c72c3694
 def saliency(
-    G:Gated,
+    G:Gated, # The network, cut at its gates
     H:Tensor, # Inputs of the first gate, shape (n, units, ...)
     y:Tensor, # Labels, shape (n,)
     S:list,   # Scores or 0/1 masks, one tensor (units,) per layer
@@ -202,7 +202,7 @@ def _by_item(plan, v): # per-unit numbers summed over the items of each layer
 def harden(
     plan,   # Items and limits
     S:list, # Item scores, one tensor per layer
-    budget:Budget,
+    budget:Budget, # What must go
     key:list, # What each item is worth, one tensor per layer: the lowest per price go first
 )->list: # 0/1 mask of the items of each layer
     "Round scores to a selection that meets the budget to within one item; ValueError if the limits do not allow it"
@@ -262,12 +262,18 @@ def _order(plan, M, key, budget):
     return [(l,j) for _,l,j in sorted(v, reverse=True)]
 
 # %% ../nbs/07_descent.ipynb #cdf4312a
-def soft_error(z:Tensor, y:Tensor)->Tensor: # Logits (n, classes), labels (n,) -> (n,) in (0, 1)
+def soft_error(
+    z:Tensor, # Logits, shape (n, classes)
+    y:Tensor, # Labels, shape (n,)
+)->Tensor: # Shape (n,), in (0, 1)
     "Smooth stand-in for the number of wrong answers: sigmoid of the best wrong logit minus the right one"
     zy = z.gather(1, y[:,None])
     return torch.sigmoid(z.scatter(1, y[:,None], -torch.inf).max(1).values-zy[:,0])
 
-def near_accuracy(z:Tensor, y:Tensor)->Tensor: # Logits (n, classes), labels (n,) -> (n,)
+def near_accuracy(
+    z:Tensor, # Logits, shape (n, classes)
+    y:Tensor, # Labels, shape (n,)
+)->Tensor: # Shape (n,), at least 0
     "What descends under a budget: .3 cross-entropy + 2 soft error, closer to accuracy than the cross-entropy and as smooth"
     return .3*F.cross_entropy(z, y, reduction='none')+2*soft_error(z, y)
 
@@ -326,14 +332,15 @@ def _candidates(plan, M, key, budget, top):
 
 # %% ../nbs/07_descent.ipynb #5d4ef659
 def exchange(
-    G:Gated, plan,
+    G:Gated, # The network, cut at its gates
+    plan,    # Items and limits
     H:Tensor, # Inputs of the first gate, (n, units, ...)
     y:Tensor, # Labels, (n,)
     M:list,   # 0/1 masks of the items that meet the budget
-    budget:Budget,
+    budget:Budget, # What must go
     loss=soft_error, # What must fall, `loss(logits, labels)` -> (n,)
     top:int=24, # Units considered on each side in a round
-    seed:int=0,
+    seed:int=0, # Of every random choice
     rounds:int=20, # At most so many rounds; three in a row without a gain end the search
     late=lambda: False, # Asked before every round; True ends the search
 )->tuple: # (masks, loss before, loss after, swaps taken)
@@ -422,7 +429,7 @@ def descent_importance(
     time_limit:float|None=None, # Wall-clock seconds; checked every 50 steps and between rounds
     checkpoint=None, # File that keeps the state every 50 steps; an interrupted run goes on from it
     progress=None,   # Called with (seconds, loss, None)
-    seed:int=0,
+    seed:int=0, # Of every random choice
 )->Importance: # Certificate without a bound: descent proves nothing
     "Scores by projected first-order optimisation of the true loss of the gated network"
     if budget is None and not lam>0: raise ValueError(f'lam: the weight of the loss must be > 0, got {lam}')

@@ -107,13 +107,15 @@ def _shapes(self:Decoupled, x):
 # %% ../nbs/17_dgl.ipynb #fb4ffa27
 class EachLoss:
     "Sum of the losses of all modules; of one output, its own loss"
-    def __init__(self, loss_func=None): self.loss_func = CrossEntropyLossFlat() if loss_func is None else loss_func
+    def __init__(self,
+        loss_func=None, # Loss of one output; None for the cross-entropy
+    ): self.loss_func = CrossEntropyLossFlat() if loss_func is None else loss_func
     def __call__(self, out, y): return sum(self.loss_func(o, y) for o in out) if isinstance(out, list) else self.loss_func(out, y)
     def activation(self, out): return getattr(self.loss_func, 'activation', noop)(out)
     def decodes(self, out): return getattr(self.loss_func, 'decodes', noop)(out)
 
 def module_params(
-    model:Decoupled,
+    model:Decoupled, # The network with its heads
 )->list: # One list of parameters per module, its head's included
     "Parameter groups of a decoupled network, for a `Learner`'s `splitter`"
     heads = [*model.heads, nn.Identity()]

@@ -23,7 +23,7 @@ __all__ = ['COSTS', 'Sparsity', 'sparsity_term', 'windows', 'Literal', 'literal_
 @dataclass(frozen=True, eq=False)
 class Sparsity:
     "Sum of the `top` largest of the linear forms `weights @ s + const`"
-    name:str
+    name:str           # What is counted, one of `COSTS`
     weights:np.ndarray # (forms, scores)
     const:np.ndarray   # (forms,)
     top:int            # How many of the largest forms are summed, 1 <= top <= forms
@@ -43,7 +43,7 @@ def _unit_costs(net, cost):
     return np.concatenate(free)[None]
 
 def sparsity_term(
-    net:Network,
+    net:Network, # From `trace`
     name:str='units', # One of `COSTS`
 )->Sparsity: # Linear forms over all scores, layers in forward order
     "The sparsity term R of the objective; ValueError for an unknown name"
@@ -125,7 +125,7 @@ def _literal_stage(st, z, shape, s, L, U, dense, relax, maxpool):
 @dataclass(frozen=True, eq=False)
 class Literal:
     "The published program in cvxpy: the problem, one score variable per layer, and the logits"
-    problem:cp.Problem
+    problem:cp.Problem # Minimise the sparsity term and the weighted cross-entropy
     scores:dict # Layer path -> cp.Variable (units,)
     logits:cp.Expression # (n, classes)
 
@@ -136,7 +136,7 @@ def _check_maxpool(net, mode):
 
 # %% ../nbs/04_formulation.ipynb #1f9238b0
 def literal_problem(
-    net:Network,
+    net:Network, # From `trace`
     x:Tensor, # Calibration images, shape (n, *image shape)
     y:Tensor, # Labels, shape (n,)
     lam:float=5., # Weight of the cross-entropy, > 0; larger keeps more
@@ -161,15 +161,15 @@ def literal_problem(
 @dataclass(frozen=True, eq=False)
 class Program:
     "The score-space program: logits `c + J q`, rows `lo <= A q <= hi`, bounds `lb <= q <= ub`; the first `n_scores` columns of q are the scores"
-    net:Network
+    net:Network # From `trace`
     y:np.ndarray      # Labels (n,)
     c:np.ndarray      # Logits at q = 0, (n, classes)
     J:np.ndarray      # Jacobian of the logits, (n, classes, columns)
     A:sp.csr_matrix   # Sign rows (rows, columns)
-    lo:np.ndarray
-    hi:np.ndarray
-    lb:np.ndarray     # Bounds of the columns
-    ub:np.ndarray
+    lo:np.ndarray     # Least value of each row, (rows,)
+    hi:np.ndarray     # Largest value of each row, (rows,)
+    lb:np.ndarray     # Least value of each column, (columns,)
+    ub:np.ndarray     # Largest value of each column, (columns,)
     integer:np.ndarray # True for the binary columns
     dense:np.ndarray  # The dense network as a point q: all scores one
     region:str        # Where the program looks, in words
@@ -330,7 +330,7 @@ def _check_batch(net, x, y):
 
 # %% ../nbs/04_formulation.ipynb #33fef626
 def build_program(
-    net:Network,
+    net:Network, # From `trace`
     x:Tensor, # Calibration images, shape (n, *image shape)
     y:Tensor, # Labels, shape (n,), in 0..classes-1
     eps:float=1e-5, # Half-width of the input box behind the bounds, >= 0
@@ -427,7 +427,7 @@ def _budget_row(net, what, remove):
 
 # %% ../nbs/04_formulation.ipynb #343d45db
 def restrict(
-    p:Program,
+    p:Program, # From `build_program` or `sound_program`
     groups:dict|None=None, # Layer path -> group number of each unit (units,)
     protect=(), # Layers that stay whole
     caps:dict|None=None, # Layer path -> largest fraction of its scores that may go, in [0, 1]

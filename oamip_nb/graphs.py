@@ -280,7 +280,7 @@ def from_dict(cls:GraphCosts, d:dict)->GraphCosts: # `d` as `to_dict` made it
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph(Structure):
     "Structure and costs of a network that is no chain"
-    costs:GraphCosts
+    costs:GraphCosts # Units, parameters and multiply-adds of any selection
     shape:tuple   # Shape of one image
     classes:int   # Number of logits
     model:nn.Module # Copy of the network in evaluation mode

@@ -110,7 +110,10 @@ def null_rows(
     near = B[:h] if z is None else B[_argmin(squared_distances(z[A], z[B]))]
     return torch.cat([C, A]),torch.cat([C, near])
 
-def published_null_rows(z, order):
+def published_null_rows(
+    z,     # What is conditioned on, shape (n, columns), or None
+    order, # Order of the rows, shape (n,)
+)->tuple: # Rows of (x, z) and rows of y, as `null_rows` gives them
     "`null_rows` as the published code has it: for position i of B the nearest row of A, used as a position in B"
     h,n23 = _parts(len(order)); A,B,C = order[:h],order[h:n23],order[n23:]
     if z is None: return null_rows(z, order)
@@ -173,7 +176,7 @@ def local_permutations(
     z:Tensor, # What is conditioned on, shape (n, columns)
     count:int, # Number of permutations
     neighbours:int=5, # Rows among which a row may take its value
-    seed:int=0,
+    seed:int=0, # Of every random choice
 )->Tensor: # Row from which each row takes its y, shape (count, n)
     "Permutations that move values between rows with near z only; a row whose neighbours are all taken repeats one (Runge 2018)"
     n = len(z); g = torch.Generator().manual_seed(seed); near = squared_distances(z).topk(min(neighbours+1, n), largest=False).indices.cpu()
@@ -279,7 +282,9 @@ def _gaussian(X, Y, shrink=1e-3):
     return (det(C[...,:a,:a])+det(C[...,a:,a:])-det(C))/2
 
 def gaussian_cmi(
-    x, y, z=None, # Samples as in `conditional_gmi`
+    x,      # Samples, shape (n, columns)
+    y,      # Samples, shape (n, columns)
+    z=None, # What is conditioned on, shape (n, columns); None for nothing
     ridge:float=1e-3, # Ridge of the regression on z, per row and standardised column
 )->float: # Nats, at least 0
     "Conditional mutual information of a Gaussian with the covariance of the data"
@@ -372,7 +377,7 @@ def _checked_pairs(model, pairs):
 def sample_rows(
     y:Tensor, # Class numbers, shape (n,)
     per_class:int, # Rows of each class
-    seed:int=0,
+    seed:int=0, # Of every random choice
 )->Tensor: # Indices, shape (classes*per_class,), in random order
     "A stratified draw without replacement; ValueError if a class has too few"
     g = torch.Generator().manual_seed(seed); y = y.cpu(); out = []
@@ -433,7 +438,7 @@ def record(
     x, # Images, shape (N, ...), or a loader of (images, classes)
     y:Tensor|None=None, # Classes, shape (N,); None for a loader
     samples_per_class:int=250, # Rows of each class
-    seed:int=0,
+    seed:int=0, # Of every random choice
 )->dict: # Child path -> (what it reads (n, channels), what it says (n, units)), float32 on the CPU
     "What each pair's child reads and says, for the same images; ValueError for too few of a class"
     return _record_batches(model, pairs, _batches(x, y, samples_per_class, seed))
@@ -502,7 +507,7 @@ def _add_cut(out, take, cols, rows, order, fresh):
 @dataclass(frozen=True, eq=False)
 class PairScores:
     "Scores between the groups of a layer and of what feeds it"
-    pair:LayerPair
+    pair:LayerPair       # Parent and child
     scores:Tensor        # (child groups, parent groups), float64; high means keep
     parent_groups:Tensor # Group number of each channel that feeds the child
     child_groups:Tensor  # Group number of each unit of the child
@@ -592,7 +597,10 @@ def mint_scores(
     pairs=None, # Children, or pairs (parent, child), by module path; None for every layer that another one feeds
     grouping:str='contiguous', # 'contiguous', as published, or 'dependence'
     condition:str='regress', # One of `CONDITIONS`
-    dims:int=5, splits:int=1, estimator:str='tree', ridge:float=1e-3, # As in `score_groups`
+    dims:int=5, # Columns or components for 'nearest' and 'pca'
+    splits:int=1, # Cuts that are averaged
+    estimator:str='tree', # 'tree', or 'gaussian' for the log-determinant of the residuals (nats)
+    ridge:float=1e-3, # Ridge of 'regress', per row and standardised column
     cache=None, # Folder for finished pairs; None for none
     n_jobs:int=1, # Pairs that run in parallel (joblib)
     device=None, # Where trees grow, such as 'cuda'; None for the CPU
@@ -675,16 +683,24 @@ def block_mask(
 # %% ../nbs/08_mint.ipynb #bb86b5fc
 def _rescored(scores, method, f): return MintScores(tuple(PairScores(p.pair, f(p), p.parent_groups, p.child_groups) for p in scores.pairs), method, dict(scores.settings))
 
-def random_blocks(scores:MintScores, seed:int=0)->MintScores: # the same groups
+def random_blocks(
+    scores:MintScores, # From `mint_scores`
+    seed:int=0, # Of the draws
+)->MintScores: # The same groups
     "Random scores"
     g = torch.Generator().manual_seed(seed)
     return _rescored(scores, 'random', lambda p: torch.rand(p.scores.shape, generator=g, dtype=torch.float64))
 
-def reversed_blocks(scores:MintScores)->MintScores:
+def reversed_blocks(
+    scores:MintScores, # From `mint_scores`
+)->MintScores: # The same groups
     "The reversed order: the highest scores go first"
     return _rescored(scores, 'reversed', lambda p: -p.scores)
 
-def magnitude_blocks(model:nn.Module, scores:MintScores)->MintScores:
+def magnitude_blocks(
+    model:nn.Module, # The network that was scored
+    scores:MintScores, # From `mint_scores`
+)->MintScores: # The same groups
     "Mean absolute weight of each block"
     def mean(p):
         b,w = _block_entries(model, p).flatten(),model.get_submodule(p.pair.child).weight.detach().cpu().double().abs().flatten()
@@ -710,7 +726,7 @@ def _zeros_of(model, mask):
 @torch.no_grad()
 def masked(
     model:nn.Module, # It is copied, not changed
-    mask:BlockMask,
+    mask:BlockMask, # From `select_blocks`
 )->nn.Module:
     "A copy whose removed weights are zero"
     new = copy.deepcopy(model)
@@ -725,7 +741,7 @@ def _sparse_bytes(w):
 
 def mask_sizes(
     model:nn.Module, # A masked network
-    mask:BlockMask,
+    mask:BlockMask, # From `select_blocks`
 )->dict: # Fractions removed and bytes
     "What a mask removes, of the listed weights and of all weights of Linear and Conv2d layers, and two sizes of the latter"
     ws = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]; total = mask.df.iloc[-1]
@@ -734,7 +750,7 @@ def mask_sizes(
 # %% ../nbs/08_mint.ipynb #5a615296
 def unit_importance(
     model:nn.Module, # The network that was scored
-    scores:MintScores,
+    scores:MintScores, # From `mint_scores`
     x:Tensor, # Images, shape (n, ...), to trace the network; one is used
 )->Importance: # Scores of the layers that feed a scored one, in [0,1]
     "Scores of units by what depends on them; errors of `trace` pass through, ValueError for layers whose units are not those that are read"

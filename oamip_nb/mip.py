@@ -86,7 +86,7 @@ def _by_layer(net, v): # one number, or layer -> tensor, as layer -> float64 arr
 def _tensors(s): return {n:torch.from_numpy(v) for n,v in s.items()}
 
 def gated_run(
-    net:Network,
+    net:Network, # From `trace`
     x:Tensor, # Images, shape (n, *image shape)
     scores:dict, # Layer path -> scores (units,), in [0, 1]
     gate:str='subtract', # 'subtract' or 'multiply'
@@ -113,7 +113,7 @@ def _gate_stage(bd, st, a, prev, own, gate, lo, hi, at, U, ends):
 
 # %% ../nbs/25_mip.ipynb #9ae91e3c
 def sound_program(
-    net:Network,
+    net:Network, # From `trace`
     x:Tensor, # Calibration images, shape (n, *image shape)
     y:Tensor, # Labels, shape (n,), in 0..classes-1
     lo:dict|float=0., # Least score: one number in [0, 1], or layer path -> (units,)
@@ -151,7 +151,7 @@ def _value(net, x, y, s, lam, cost, gate):
     return lam*ce+forms.topk(t.top).values.sum()
 
 def true_objective(
-    net:Network,
+    net:Network, # From `trace`
     x:Tensor, # Calibration images, shape (n, *image shape)
     y:Tensor, # Labels, shape (n,)
     scores:dict, # Layer path -> scores (units,), in [0, 1]
@@ -227,7 +227,7 @@ def _near_affine(st, l, u, keep, k):
 
 @torch.no_grad()
 def near_bounds(
-    net:Network,
+    net:Network, # From `trace`
     x:Tensor,     # Images, shape (n, *image shape)
     start:dict,   # Layer path -> 0 or 1 per unit, shape (units,)
     k:int,        # Exchanges, >= 1
@@ -479,7 +479,7 @@ def check_certificate(
     x:Tensor, # The calibration images, shape (n, *image shape)
     y:Tensor, # Their labels, shape (n,)
     samples:int=100, # Random points of the region, and steps of descent in it
-    seed:int=0,
+    seed:int=0, # Of every random choice
 )->str: # What was tried
     "Try to refute a certificate by evaluations of the true objective; ValueError says what does not hold"
     net,o,c = trace_for(model, x),imp.settings,imp.certificate; imp = replace(imp, scores={n:imp.scores.get(n, torch.ones(k)) for n,k in net.units.items()}); gate = 'multiply' if o['binary'] else 'subtract'
@@ -555,7 +555,7 @@ def _frozen_stage(bd, st, a, prev, own, at, out, U, shape):
     return _State(g.c*on, g.J*on[:,None], g.ids)
 
 def pattern_program(
-    net:Network,
+    net:Network, # From `trace`
     x:Tensor, # Calibration images, shape (n, *image shape)
     y:Tensor, # Labels, shape (n,), in 0..classes-1
     start:dict, # Layer path -> scores (units,), in [0, 1]: every ReLU keeps the sign, every pooling the winner that it has there

@@ -127,10 +127,20 @@ class Budget:
         if not 0<=f<1: raise ValueError(f'budget: the fraction to remove must lie in [0, 1), got {f}')
         return cls(what, float(f))
 
-def fraction(costs:Costs, what:str, kept:dict): # share of `what` that stays; kept: layer -> units kept
+def fraction(
+    costs:Costs, # Of the network
+    what:str,    # 'units', 'params', 'macs' or 'latency'
+    kept:dict,   # Layer path -> units that stay
+)->float: # In [0, 1]
+    "The share of `what` that stays"
     return getattr(costs, what)(kept)/costs.full[what]
 
-def prices(costs:Costs, what:str, kept:dict)->dict: # layer -> share freed by one unit less
+def prices(
+    costs:Costs, # Of the network
+    what:str,    # 'units', 'params', 'macs' or 'latency'
+    kept:dict,   # Layer path -> units that stay, at least 1
+)->dict: # Layer path -> share of the whole, in [0, 1]
+    "What one unit less of each layer frees of `what`"
     now = fraction(costs, what, kept)
     return {n:float(now-fraction(costs, what, kept|{n:kept[n]-1})) for n in kept}
 
@@ -205,12 +215,12 @@ def _stage(path, m):
 @dataclass(frozen=True, eq=False)
 class Network:
     "A traced model: `stages` in order, the prunable `units` of each layer and their `costs`"
-    stages:tuple[Stage,...]
+    stages:tuple[Stage,...] # Affine maps, ReLUs and poolings, in forward order
     units:dict        # Path of each prunable layer -> number of units, in forward order
     output:str        # Path of the output layer, never pruned
     norms:dict        # Path of each prunable layer -> path of the BatchNorm that reads it directly, or None
     removable:tuple   # Prunable layers whose units can be removed physically (no grouped convolution involved)
-    costs:Costs
+    costs:Costs       # Units, parameters and multiply-adds of any selection
     shape:tuple       # Shape of one input image
 
     def __repr__(self):

@@ -77,7 +77,7 @@ FEASIBLE = 1e-6 # a point that breaks no row by more than this counts as feasibl
 _INF = highspy.kHighsInf
 
 def tangents(
-    p:Program,
+    p:Program, # From `build_program` or `sound_program`
     q:np.ndarray, # Point of the program, (columns,)
 )->tuple: # (G, r): the loss of image i is at least G[i] @ q' + r[i] for every q'
     "One tangent of the cross-entropy per image, exact at `q`"
@@ -185,7 +185,7 @@ class Solution:
     "Scores, the point they come from, and the certificate"
     scores:dict        # Layer path -> scores (units,)
     q:np.ndarray       # Point of the program
-    certificate:Certificate
+    certificate:Certificate # What is known about them
     history:tuple      # (seconds, objective, bound) over time
 
 class _Search:
