@@ -401,7 +401,7 @@ def _work(model, example):
 def sizes(
     model:nn.Module, # Any network with Linear or Conv2d layers
     example:Tensor,  # Images, shape (n, ...); one is used
-)->dict: # units, params, macs (multiply-adds of Linear and Conv2d for one image), bytes (of the weights as a safetensors file)
+)->dict: # units (outputs of every Linear and Conv2d but the last; coupled ones count in each), params, macs (multiply-adds of Linear and Conv2d for one image), bytes (of the weights as a safetensors file)
     "How large a network is"
     layers = _work(model, example)
     state = {k:v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
