@@ -548,9 +548,10 @@ def load(cls:MintScores, path)->MintScores: # File that `save` wrote
 def plot(self:MintScores, axs=None): # matplotlib axes, one per pair
     "Scores of every pair as pictures"
     import matplotlib.pyplot as plt
-    axs = plt.subplots(1, len(self.pairs), figsize=(3.4*len(self.pairs), 3), squeeze=False)[1][0] if axs is None else axs
+    axs = plt.subplots(1, len(self.pairs), figsize=(3.8*len(self.pairs), 3), squeeze=False, layout='constrained')[1][0] if axs is None else axs
     for ax,p in zip(axs, self.pairs):
-        ax.figure.colorbar(ax.imshow(p.scores, aspect='auto'), ax=ax); ax.set(title=p.pair.name, xlabel='parent group', ylabel='child group')
+        ax.figure.colorbar(ax.imshow(p.scores, aspect='auto'), ax=ax, label='score'); ax.set(title=p.pair.name, xlabel='parent group', ylabel='child group')
+        for a in (ax.xaxis,ax.yaxis): a.get_major_locator().set_params(integer=True)
     return axs
 
 # %% ../nbs/08_mint.ipynb #b7e67c7c
