@@ -147,6 +147,8 @@ def relink(text, change):
     for n in nodes(doc):
         if n["t"] in ("Link", "Image"): n["c"][2][0] = change(n["c"][2][0])
         if n["t"] == "CodeBlock": n["c"][1] = CODE_LINK.sub(r"\1", n["c"][1])
+        if n["t"] == "Table":
+            for column in n["c"][2]: column[1] = {"t": "ColWidthDefault"}  # as wide as what is in it, not as the dashes in the source
     return doc
 
 
