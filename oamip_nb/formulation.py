@@ -350,7 +350,7 @@ def build_program(
     A,lo,hi = bd.matrix(); J = np.zeros((len(x), a.c.shape[1], len(bd.lb))); J[:,:,a.ids] = a.J.transpose(0,2,1)
     return Program(net, y, a.c, J, A, lo, hi, bd.lb, bd.ub, bd.integer&(not relax), bd.one, f'{b.region}; signs frozen by these bounds', sp.identity(sum(net.units.values()), format='csr'))
 
-# %% ../nbs/04_formulation.ipynb #3662187b
+# %% ../nbs/04_formulation.ipynb #133a1464
 @patch
 def scores(self:Program, q:np.ndarray)->dict: # Layer path -> scores (units,), clipped to [0, 1]
     "The scores in the point `q`"
@@ -365,7 +365,7 @@ def losses(self:Program, q:np.ndarray)->np.ndarray: # Cross-entropy of each imag
 
 @patch
 def objective(self:Program, q:np.ndarray, lam:float, sps:Sparsity)->float:
-    "lam * mean cross-entropy + sparsity term at the point `q`"
+    "lam times the mean cross-entropy, plus the sparsity term, at the point `q`"
     return lam*float(self.losses(q).mean())+sps(q[:self.n_scores])
 
 @patch
