@@ -176,6 +176,12 @@ def broken(pages, folder):
             elif anchor and (file or name) in parsed and anchor not in parsed[file or name].ids: yield f"{name}: {ref}: no such anchor"
 
 
+def raw_links(pages):
+    "Links that stayed markdown: nbdev makes links of `code` words, and there is no link inside a link"
+    for name, text in pages.items():
+        for link in re.findall(r"\]\([^)\s]*\)?", re.sub(r"<(pre|code|style|math)\b.*?</\1>", "", text, flags=re.S)): yield f"{name}: {link}: not a link on the page; no `code` in the words of a link"
+
+
 def settle(pages):
     "Point the links that nbdev makes of `code` words, where it documents no such anchor, at the class or else at the module"
     ids = {name: Targets(text).ids for name, text in pages.items()}
@@ -305,7 +311,7 @@ def build(pages, pairs, site):
     shutil.copy(TOOLS/"style.css", OUT)
     texts = settle({p.file: render(p, pages, pairs, site) for p in pages})
     for name, text in texts.items(): (OUT/name).write_text(text, encoding="utf-8")
-    return [*broken(texts, OUT)]
+    return [*broken(texts, OUT), *raw_links(texts)]
 
 
 def notebook_of_page():
