@@ -20,6 +20,7 @@ import torch
 from bench_compare import shuffled
 from bench_mint import Rows
 from fastai.basics import Learner
+from oamip_nb.baselines import baseline_importance
 from oamip_nb.biprop import supermask_layers, to_supermask
 from oamip_nb.data import image_dls, tensors
 from oamip_nb.importance import neuron_importance, read_tensors, write_tensors
@@ -32,7 +33,7 @@ from torch.nn import functional as F
 
 HALF, FORMAT = dict(params=.5), "oamip_nb.scale/1"
 END = 15.   # an axis goes no further than the first call that takes so many CPU seconds
-SHORT = 2.  # calls of fewer are measured three times
+SHORT = .1  # calls of fewer are measured three times
 
 
 # ---- the calls: (network, images, labels) -> what is measured, ready to be called
@@ -44,8 +45,8 @@ def known(model, x, y): return partial(torch.ones, len(x), 2**18)  # n MB: what 
 
 def box(model, x, y):
     "The sound program in a box around the scores of descent, which are made before"
-    start = descent_importance(model, x, y, gate="subtract", steps=300)
-    return partial(mip_importance, model, x, y, radius=.01, start=start, time_limit=60.)
+    start = descent_importance(model, x, y, gate="subtract", steps=100)
+    return partial(mip_importance, model, x, y, radius=.01, start=start, time_limit=300.)
 
 
 def biprop(model, x, y):
@@ -56,11 +57,12 @@ def biprop(model, x, y):
     return epoch
 
 
-METHODS = dict(relaxed=score("relaxed"), published=score("published"), box=box, descent=score("descent", budget=HALF, steps=100), refit=score("refit", budget=HALF), mint=mint, biprop=biprop)
-MANY = dict(n=[1000, 2000, 4000, 8000, 16_000], units=[64, 128, 256, 512, 1024, 2048], layers=[2, 4, 8, 16])
+METHODS = dict(relaxed=score("relaxed"), published=score("published"), box=box, descent=score("descent", budget=HALF, steps=50), refit=score("refit", budget=HALF), mint=mint, biprop=biprop, taylor=lambda model, x, y: partial(baseline_importance, "taylor", model, x, y))
+MANY = dict(n=[1000, 2000, 4000, 8000], units=[64, 256, 512, 1024], layers=[2, 4, 8])
 FEW = dict(n=[10, 20, 40, 80, 160, 320], units=[32, 64, 128, 256, 512], layers=[1, 2, 4, 8])
-GRIDS = dict(relaxed=FEW, published=FEW, box=FEW, descent=MANY, refit=MANY, biprop=MANY, mint=MANY|dict(n=[500, 1000, 2000, 4000]))
-BASE = {m: dict(n=20 if g is FEW else 2000, units=64, layers=2) for m, g in GRIDS.items()}
+GRIDS = dict(relaxed=FEW, published=FEW|dict(units=FEW["units"][:4], layers=[1, 2, 4]), box=dict(n=[10, 20, 40, 160], units=[32, 64, 128, 256], layers=[1, 2, 4]), descent=MANY|dict(units=[64, 256, 512]), refit=MANY,
+             biprop=MANY, taylor=MANY|dict(units=[*MANY["units"], 2048]), mint=dict(n=[500, 1000, 2000], units=[64, 256, 1024], layers=[2, 3, 4]))
+BASE = {m: dict(n=20 if g["n"][0] == 10 else 2000, units=64, layers=2) for m, g in GRIDS.items()}
 
 
 def network(units, layers, seed=0):
