@@ -1,6 +1,7 @@
-"""Do the other scripts still run, and to the same numbers? python tests/benchmarks/bench_all.py [SECONDS]   (needs what they need)
+"""Do the other scripts still run, and to the same numbers? python tests/benchmarks/bench_all.py [SECONDS] [WORDS]   (needs what they need)
 
-Each command starts anew, in a copy of the scripts with an empty folder of results, and is stopped after so many CPU seconds (default 45). A row that it had made by then is the same as
+Each command starts anew, in a copy of the scripts with an empty folder of results, and is stopped after so many CPU seconds (default 45); with words, only the commands that
+hold one of them. A row that it had made by then is the same as
 a kept one if all columns agree to six digits, but for times, memory, versions and hardware. One row per command goes to nbs/results/quick_pass.csv, in place of an older one."""
 import resource
 import shutil
@@ -36,17 +37,18 @@ def quick(command, name, limit):
         shutil.copytree(HERE.parent, f"{tmp}/tests", ignore=shutil.ignore_patterns("__pycache__")); out = Path(tmp)/"nbs/results"/kept.name; out.parent.mkdir(parents=True)
         script, *args = [a.replace("OUT", str(out)) for a in command.split()]
         done = subprocess.run([sys.executable, f"{tmp}/tests/benchmarks/{script}", *args], cwd=tmp, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit+5)))
-        end = {0: "finished", -9: "stopped", -24: "stopped"}.get(done.returncode) or done.stderr.strip().splitlines()[-1]
+        end = {0: "finished", -9: "stopped", -24: "stopped"}.get(done.returncode) or done.stderr.strip().splitlines()[-1].split(":")[0]
         if not out.exists(): return dict(end=end, rows=0, same=0)
         new, old = answers(out), answers(kept); both = [c for c in new if c in old]; seen = {*old[both].itertuples(index=False, name=None)}
         return dict(end=end, rows=len(new), same=sum(r in seen for r in new[both].itertuples(index=False, name=None)))
 
 
-def main(limit="45"):
+def main(limit="45", *words):
     path = RESULTS/"quick_pass.csv"
     for command, name in COMMANDS.items():
+        if words and not any(w in command for w in words): continue
         t = time.time(); row = dict(command=command, limit=int(limit), **quick(command, name, int(limit)), wall_seconds=round(time.time()-t), **_versions(), **_hardware()); print({k: row[k] for k in ("command", "end", "rows", "same")}, flush=True)
-        old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["command"]); pd.concat([old[old.command != command], pd.DataFrame([row])]).to_csv(path, index=False)
+        old = pd.read_csv(path).to_dict("records") if path.exists() else []; pd.DataFrame([r for r in old if r["command"] != command]+[row]).to_csv(path, index=False)
 
 
 if __name__ == "__main__": main(*sys.argv[1:])
