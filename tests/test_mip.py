@@ -30,16 +30,17 @@ def selections(net):
 
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_best_selection_and_exchanges_by_brute_force(seed, conv):
+@pytest.mark.parametrize("k", [1, 2])
+def test_best_selection_and_exchanges_by_brute_force(k, seed, conv):
     model, x, y = small(seed, conv); net = trace(model, x); every = selections(net); lam = 2.
     value = lambda s: true_objective(net, x, y, s, lam, gate="multiply")
     imp = neuron_importance(model, x, y, lam=lam, method="mip", binary=True, gap=1e-6, start=every[-1])
     assert abs(imp.certificate.objective-min(map(value, every))) < 1e-4
     start = every[np.random.default_rng(seed).integers(len(every))]
-    imp = neuron_importance(model, x, y, lam=lam, method="mip", binary=True, exchanges=1, gap=1e-6, start=start); at = {n: s.numpy() for n, s in imp.scores.items()}
-    near = [s for s in every if all(sum(((s[n] != at[n]) & (at[n] == v)).sum() for n in s) <= 1 for v in (0, 1))]
+    imp = neuron_importance(model, x, y, lam=lam, method="mip", binary=True, exchanges=k, gap=1e-6, start=start); at = {n: s.numpy() for n, s in imp.scores.items()}
+    near = [s for s in every if all(sum(((s[n] != at[n]) & (at[n] == v)).sum() for n in s) <= k for v in (0, 1))]
     assert min(map(value, near)) >= value(at)-1e-4 and imp.certificate.bound <= min(map(value, near))+1e-7
-    b = near_bounds(net, x, at, 1)
+    b = near_bounds(net, x, at, k)
     for s in near:
         for i, (st, r) in enumerate(zip(net.stages, gated_run(net, x, s, "multiply"))):
             if st.kind == "affine": assert (r >= b.lo[i]-1e-9).all() and (r <= b.hi[i]+1e-9).all()
