@@ -225,7 +225,7 @@ def demo(
     budget:bool=False,    # hold the scores to the fraction of --params, in place of --lam
     method:str='published', # published or relaxed: the program, solved with a certificate; mip: with sound bounds; auto: descent, with a local certificate where that is cheap; descent or refit: without a bound
     solver:str='HIGHS',   # of the program: HIGHS, MOSEK (with a licence), CLARABEL or SCS (both with --method relaxed)
-    seconds:float=20.,    # time limit of the solver; out of time, the best scores so far are used
+    seconds:float=60.,    # time limit of the solver; out of time, the best scores so far are used
     gap:float=1e-3,       # relative gap at which the solver's answer counts as optimal
     repair:str='none',    # none: weights stay as they are; lstsq or mean: refitted on training images, without training
     seed:int=0,           # seed of the data split, the initial weights, the calibration batch and the random draws
