@@ -340,7 +340,7 @@ def exchange(
     budget:Budget, # What must go
     loss=soft_error, # What must fall, `loss(logits, labels)` -> (n,)
     top:int=24, # Units considered on each side in a round
-    seed:int=0, # Of every random choice
+    seed:int=0, # Of the images that each round looks at
     rounds:int=20, # At most so many rounds; three in a row without a gain end the search
     late=lambda: False, # Asked before every round; True ends the search
 )->tuple: # (masks, loss before, loss after, swaps taken)
@@ -429,7 +429,7 @@ def descent_importance(
     time_limit:float|None=None, # Wall-clock seconds; checked every 50 steps and between rounds
     checkpoint=None, # File that keeps the state every 50 steps; an interrupted run goes on from it
     progress=None,   # Called with (seconds, loss, None)
-    seed:int=0, # Of every random choice
+    seed:int=0, # Of the batches, and of the images that exchanges look at
 )->Importance: # Certificate without a bound: descent proves nothing
     "Scores by projected first-order optimisation of the true loss of the gated network"
     if budget is None and not lam>0: raise ValueError(f'lam: the weight of the loss must be > 0, got {lam}')

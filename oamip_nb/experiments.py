@@ -96,7 +96,7 @@ def _fit(learn, epochs, lr, seed, cbs=None):
 @patch
 def file(self:Setup,
     folder,     # Where trained networks are kept
-    seed:int=0, # Of every random choice
+    seed:int=0, # As in `trained`
 )->Path: # Its name holds a digest of the setup
     "The file of the trained network of one seed"
     said = {k:v for k,v in asdict(self).items() if v not in (None, '', False)}
@@ -105,7 +105,7 @@ def file(self:Setup,
 
 @patch
 def trained(self:Setup,
-    seed:int=0, # Of every random choice
+    seed:int=0, # Of the split, the initial weights and the order of batches
     folder=None, # Keep trained networks here; None trains every time
     cbs=None,    # Callbacks for the training
 )->Learner:

@@ -176,7 +176,7 @@ def local_permutations(
     z:Tensor, # What is conditioned on, shape (n, columns)
     count:int, # Number of permutations
     neighbours:int=5, # Rows among which a row may take its value
-    seed:int=0, # Of every random choice
+    seed:int=0, # Of the permutations
 )->Tensor: # Row from which each row takes its y, shape (count, n)
     "Permutations that move values between rows with near z only; a row whose neighbours are all taken repeats one (Runge 2018)"
     n = len(z); g = torch.Generator().manual_seed(seed); near = squared_distances(z).topk(min(neighbours+1, n), largest=False).indices.cpu()
@@ -377,7 +377,7 @@ def _checked_pairs(model, pairs):
 def sample_rows(
     y:Tensor, # Class numbers, shape (n,)
     per_class:int, # Rows of each class
-    seed:int=0, # Of every random choice
+    seed:int=0, # Of the draw
 )->Tensor: # Indices, shape (classes*per_class,), in random order
     "A stratified draw without replacement; ValueError if a class has too few"
     g = torch.Generator().manual_seed(seed); y = y.cpu(); out = []
@@ -438,7 +438,7 @@ def record(
     x, # Images, shape (N, ...), or a loader of (images, classes)
     y:Tensor|None=None, # Classes, shape (N,); None for a loader
     samples_per_class:int=250, # Rows of each class
-    seed:int=0, # Of every random choice
+    seed:int=0, # Of the draw of the images
 )->dict: # Child path -> (what it reads (n, channels), what it says (n, units)), float32 on the CPU
     "What each pair's child reads and says, for the same images; ValueError for too few of a class"
     return _record_batches(model, pairs, _batches(x, y, samples_per_class, seed))
@@ -727,7 +727,7 @@ def _zeros_of(model, mask):
 @torch.no_grad()
 def masked(
     model:nn.Module, # It is copied, not changed
-    mask:BlockMask, # From `select_blocks`
+    mask:BlockMask, # From `block_mask`
 )->nn.Module:
     "A copy whose removed weights are zero"
     new = copy.deepcopy(model)
@@ -742,7 +742,7 @@ def _sparse_bytes(w):
 
 def mask_sizes(
     model:nn.Module, # A masked network
-    mask:BlockMask, # From `select_blocks`
+    mask:BlockMask, # From `block_mask`
 )->dict: # Fractions removed and bytes
     "What a mask removes, of the listed weights and of all weights of Linear and Conv2d layers, and two sizes of the latter"
     ws = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]; total = mask.df.iloc[-1]

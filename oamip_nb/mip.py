@@ -479,7 +479,7 @@ def check_certificate(
     x:Tensor, # The calibration images, shape (n, *image shape)
     y:Tensor, # Their labels, shape (n,)
     samples:int=100, # Random points of the region, and steps of descent in it
-    seed:int=0, # Of every random choice
+    seed:int=0, # Of the scores that are tried
 )->str: # What was tried
     "Try to refute a certificate by evaluations of the true objective; ValueError says what does not hold"
     net,o,c = trace_for(model, x),imp.settings,imp.certificate; imp = replace(imp, scores={n:imp.scores.get(n, torch.ones(k)) for n,k in net.units.items()}); gate = 'multiply' if o['binary'] else 'subtract'

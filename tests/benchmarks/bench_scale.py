@@ -57,10 +57,10 @@ def biprop(model, x, y):
     return epoch
 
 
-METHODS = dict(relaxed=score("relaxed"), published=score("published"), box=box, descent=score("descent", budget=HALF, steps=50), refit=score("refit", budget=HALF), mint=mint, biprop=biprop, taylor=lambda model, x, y: partial(baseline_importance, "taylor", model, x, y))
+METHODS = dict(relaxed=score("relaxed"), published=score("published", time_limit=300.), box=box, descent=score("descent", budget=HALF, steps=50), refit=score("refit", budget=HALF), mint=mint, biprop=biprop, taylor=lambda model, x, y: partial(baseline_importance, "taylor", model, x, y))
 MANY = dict(n=[1000, 2000, 4000, 8000], units=[64, 256, 512, 1024], layers=[2, 4, 8])
 FEW = dict(n=[10, 20, 40, 80, 160, 320], units=[32, 64, 128, 256, 512], layers=[1, 2, 4, 8])
-GRIDS = dict(relaxed=FEW, published=FEW|dict(units=FEW["units"][:4], layers=[1, 2, 4]), box=dict(n=[10, 20, 40, 160], units=[32, 64, 128, 256], layers=[1, 2, 4]), descent=MANY|dict(units=[64, 256, 512]), refit=MANY,
+GRIDS = dict(relaxed=FEW, published=FEW|dict(units=FEW["units"][:4]), box=dict(n=[10, 20, 40, 160], units=[32, 64, 128, 256], layers=[1, 2, 4]), descent=MANY|dict(units=[64, 256, 512]), refit=MANY,
              biprop=MANY, taylor=MANY|dict(units=[*MANY["units"], 2048]), mint=dict(n=[500, 1000, 2000], units=[64, 256, 1024], layers=[2, 3, 4]))
 BASE = {m: dict(n=20 if g["n"][0] == 10 else 2000, units=64, layers=2) for m, g in GRIDS.items()}
 

@@ -1,7 +1,7 @@
 """One network, one budget, every tool as its users call it: python tests/benchmarks/bench_side.py accuracy|latency OUT.csv [seeds]
 
 LeNet-5 on MNIST (needs OAMIP_DATA), .7 of the parameters removed; the networks are those of bench_compare.py. accuracy: right test images before and after one epoch of
-fine-tuning, sizes, seconds to prune. latency: medians for one and for 256 images, seed 0, into a new file; best run when nothing else does. Needs `pip install fasterai` besides the package.
+fine-tuning, sizes, seconds to prune. latency: medians of processor time for one and for 256 images, seed 0, into a new file. Needs `pip install fasterai` besides the package.
 Rows that OUT.csv holds are not computed again."""
 import copy
 import io
@@ -14,7 +14,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -24,8 +23,9 @@ from fasterai.core.criteria import large_final
 from fasterai.prune.pruner import Pruner
 from oamip_nb.baselines import baseline_importance
 from oamip_nb.data import calibration_batch, image_dls, tensors
+from oamip_nb.export import time_in_turn
 from oamip_nb.importance import neuron_importance
-from oamip_nb.pruning import _hardware, _versions, count_correct, latency, remove, select, sizes
+from oamip_nb.pruning import _hardware, _versions, count_correct, remove, select, sizes
 
 BUDGET = .7
 META = _versions()|dict(fasterai=version("fasterai"))|_hardware()
@@ -89,12 +89,11 @@ def networks(seed, wanted):
         if wanted(tool): torch.manual_seed(seed); t = time.process_time(); net = prune(model, x, y, dls, seed); yield tool, net.eval(), time.process_time()-t, dls, x
 
 
-def times(rows, rounds=7):
-    "Latencies of all networks in turn, several times over, since a machine is not equally fast for minutes; the median round counts"
-    nets = {tool: (net, x[:1]) for tool, net, _, _, x in networks(0, lambda t: True)}; ms = {(tool, b): [] for tool in nets for b in (1, 256)}
-    for _ in range(rounds):
-        for (tool, b), seen in ms.items(): seen.append(latency(*nets[tool], b, limit=1.))
-    for tool in nets: rows.add(seed=0, tool=tool, **{f"ms_{b}": round(float(np.median(ms[tool, b])), 4) for b in (1, 256)}, **{f"ms_{b}_{k}": round(f(ms[tool, b]), 4) for b in (1, 256) for k, f in (("min", min), ("max", max))})
+def times(rows):
+    "Latencies of all networks, each in its turn, since a machine is not equally fast for minutes"
+    made = list(networks(0, lambda tool: True)); nets = {tool: net for tool, net, *_ in made}; x = made[0][-1]
+    ms = {b: time_in_turn({tool: partial(net, x[:b]) for tool, net in nets.items()}) for b in (1, 256)}
+    for tool in nets: rows.add(seed=0, tool=tool, **{f"ms_{b}": round(ms[b][tool], 4) for b in ms})
 
 
 def main(what, out, seeds="012"):
