@@ -247,7 +247,12 @@ def _control_row(origin, name, dls, x, y, batches, seeds):
         return measure(small, origin.example, dls, batches)|({} if origin.repair is None else dict(repair=origin.repair, repair_images=len(images)))
     return _mean_row([row(s) for s in seeds]) if name=='random' else row(seeds[0])
 
-# %% ../nbs/12_baselines.ipynb #5be4f86b
+# %% ../nbs/12_baselines.ipynb #9fdfcc5e
+def _changed(before, after):
+    "Whether a network's weights or buffers are no longer what they were"
+    a,b = before.state_dict(),after.state_dict(); return a.keys()!=b.keys() or any(not torch.equal(v.cpu(), b[k].cpu()) for k,v in a.items())
+
+# %% ../nbs/12_baselines.ipynb #37d2316d
 @patch
 def compare(self:Report,
     learn:Learner, # The `Learner` that was pruned; its data are used, and the network that it holds now
@@ -255,7 +260,7 @@ def compare(self:Report,
     draws:int=3,   # Random draws
     seed:int=0,    # Seed of the draws and of the calibration batch
     n:int=100,     # Validation images for the controls that need data
-)->Report: # Rows dense, the controls, the pruned network, and the network in `learn` now
+)->Report: # Rows dense, the controls, the pruned network, and, if it was trained since, the network in `learn` as fine-tuned
     "The controls at the same counts per layer; ValueError for a report that `Learner.prune` did not make"
     o = self.origin
     if o is None: raise ValueError('compare needs the report that learn.prune returned')
@@ -264,4 +269,5 @@ def compare(self:Report,
     rows,batches,out = dict(self.rows),o.batches,Report(self.rows[:1], o)
     for name in progress_bar(methods, leave=False) if hasattr(learn, 'progress') else methods:
         out = out.add(name, _control_row(o, name, learn.dls, x, y, batches, draw_seeds(draws, seed)))
-    return out.add(o.name, rows[o.name]).add(f'{o.name} now', measure(learn.model, o.example, learn.dls, batches))
+    out = out.add(o.name, rows[o.name])
+    return out.add(f'{o.name} fine-tuned', measure(learn.model, o.example, learn.dls, batches)) if _changed(o.pruned, learn.model) else out

@@ -92,7 +92,7 @@ def _swap(learn, small, entries):
             if p.grad is not None: q.grad = p.grad.flatten()[entries[n].to(p.device)].clone()
     learn.model = small
 
-# %% ../nbs/11_callbacks.ipynb #a45346ed
+# %% ../nbs/11_callbacks.ipynb #59da7101
 @patch
 def prune(self:Learner,
     imp, # `Importance`, dictionary of scores, or `Selection`
@@ -115,7 +115,7 @@ def prune(self:Learner,
     rows = [(k, measure(m, x, self.dls, batches)) for k,m in (('dense',dense), (name,small))]
     if repair is not None: rows[1][1].update(repair=repair, repair_images=len(images))
     _swap(self, small, entries)
-    return Report(tuple(rows), Origin(dense, sel, None if isinstance(imp, Selection) else imp, x, name, batches, repair, n))
+    return Report(tuple(rows), Origin(dense, copy.deepcopy(small), sel, None if isinstance(imp, Selection) else imp, x, name, batches, repair, n))
 
 # %% ../nbs/11_callbacks.ipynb #61cb4711
 @patch

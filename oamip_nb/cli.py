@@ -79,13 +79,11 @@ def _watch():
         print(f'          {seconds:7.1f} s: best {objective:.6f}, ' + ('no bound' if bound in (None, -inf) else f'bound {bound:.6f}'), flush=True)
     return show
 
-# %% ../nbs/15_cli.ipynb #2cacc798
-_ROWS = {'critical':'critical first', 'OAMIP now':'OAMIP fine-tuned'}
-
+# %% ../nbs/15_cli.ipynb #ac44bf5b
 def _renamed(rep):
     "The report with readable row names"
     from oamip_nb.pruning import Report
-    return Report(tuple((_ROWS.get(n, n), r) for n,r in rep.rows), rep.origin)
+    return Report(tuple(('critical first' if n=='critical' else n, r) for n,r in rep.rows), rep.origin)
 
 # %% ../nbs/15_cli.ipynb #621430d2
 def _table(rep):
@@ -417,7 +415,7 @@ def _heatmap(path, nets, dls):
     x,y = calibration_batch(dls, n=min(10, dls.c)); fig = plot_grad_cam(nets, x, y, dls.vocab)[0,0].figure
     fig.savefig(path, dpi=120); plt.close(fig); return path
 
-# %% ../nbs/15_cli.ipynb #c52dac5b
+# %% ../nbs/15_cli.ipynb #ede1ba63
 def prune(
     net:str,              # weights that oamip train wrote
     scores:str,           # scores that oamip score wrote
@@ -435,7 +433,7 @@ def prune(
     "Remove units for real, and compare with random, critical-first and magnitude removal of as many units on the test set."
     from dataclasses import asdict, replace
     from oamip_nb.experiments import _net
-    from oamip_nb.pruning import Report, save_pruned
+    from oamip_nb.pruning import save_pruned
     import oamip_nb.baselines, oamip_nb.callbacks, fastai.callback.progress # methods of Learner and Report
     from oamip_nb.repair import HOWS
     _require(repair in ('none',*HOWS), 'repair', f'one of none, {", ".join(HOWS)}', f"'{repair}'")
@@ -444,7 +442,7 @@ def prune(
     rep = learn.prune(imp, **given, scope=scope, repair=None if repair=='none' else repair, name='OAMIP'); org,out = rep.origin,Path(out)
     if not sum(org.selection.removed.values()): raise ValueError('nothing to remove: no score is below the threshold; raise --threshold, or use --params')
     with learn.no_bar(), redirect_stdout(None): rep = rep.compare(learn, seed=seed)
-    rep = _renamed(Report(rep.rows[:-1], org)); print(f'{_table(rep)}\n', *_verdicts(rep), '', sep='\n')
+    rep = _renamed(rep); print(f'{_table(rep)}\n', *_verdicts(rep), '', sep='\n')
     files = [save_pruned(out/'pruned.safetensors', learn.model, org.selection, org.example, setup=asdict(setup), seed=s), rep.to_csv(out/'report.csv'), *_figures(out, imp, rep)]
     if heatmap: files.append(_heatmap(out/'heatmap.png', dict(dense=dense, pruned=learn.model), learn.dls))
     print('written:', *files, sep='\n  ')

@@ -447,7 +447,7 @@ def measure(
     split,dl = _split(dls); k,n = count_correct(model, dl); low,high = wilson(k, n)
     return row|dict(split=split, correct=k, tested=n, accuracy=k/n, low=low, high=high)
 
-# %% ../nbs/10_pruning.ipynb #c826f632
+# %% ../nbs/10_pruning.ipynb #99f909a2
 @dataclass(frozen=True, eq=False)
 class Report:
     "Named measurements of networks, the first being the reference"
@@ -463,6 +463,7 @@ class Report:
 class Origin:
     "What a pruned network came from"
     dense:nn.Module      # Copy of the network before pruning
+    pruned:nn.Module     # Copy of the network after pruning and repair
     selection:Selection  # What was removed from it
     importance:object    # The scores, None if a selection was given
     example:Tensor       # One image
