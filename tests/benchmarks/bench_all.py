@@ -37,7 +37,8 @@ def quick(command, name, limit):
         shutil.copytree(HERE.parent, f"{tmp}/tests", ignore=shutil.ignore_patterns("__pycache__")); out = Path(tmp)/"nbs/results"/kept.name; out.parent.mkdir(parents=True)
         script, *args = [a.replace("OUT", str(out)) for a in command.split()]
         done = subprocess.run([sys.executable, f"{tmp}/tests/benchmarks/{script}", *args], cwd=tmp, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit+5)))
-        end = {0: "finished", -9: "stopped", -24: "stopped"}.get(done.returncode) or done.stderr.strip().splitlines()[-1].split(":")[0]
+        error = (done.stderr.strip().splitlines() or [""])[-1]; over = done.returncode in (-9, -24) or error.endswith(("exit code -9", "exit code -24"))  # itself, or a process that it started
+        end = "stopped" if over else error.split(":")[0] if done.returncode else "finished"
         if not out.exists(): return dict(end=end, rows=0, same=0)
         new, old = answers(out), answers(kept); both = [c for c in new if c in old]; seen = {*old[both].itertuples(index=False, name=None)}
         return dict(end=end, rows=len(new), same=sum(r in seen for r in new[both].itertuples(index=False, name=None)))
