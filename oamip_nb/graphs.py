@@ -288,7 +288,7 @@ class Graph(Structure):
     removable = property(lambda self: tuple(self.units)) # all groups can lose units
     output = property(lambda self: self.last)
 
-# %% ../nbs/26_graphs.ipynb #5bceccb9
+# %% ../nbs/26_graphs.ipynb #fe9470c3
 def _pairs(s, v):
     "Which units a vector of channels holds: pairs (group, channels per unit), and the number of channels that stay"
     n = [(g, int(((v>=a)&(v<a+s.units[g])).sum())) for g,a in s.start.items()]
@@ -320,6 +320,8 @@ def read_graph(
     "Units, costs and structure of `model`; the errors of `structure`, ValueError for an example that does not fit"
     if not isinstance(example, Tensor) or example.dim()<2 or not len(example): raise ValueError(f'example: expected a batch of images, a tensor of shape (n, ...), got {type(example).__name__} {tuple(getattr(example,"shape",()))}')
     s,net = structure(model),copy.deepcopy(model).cpu().float().eval()
+    for n,m in net.named_modules():
+        if isinstance(m, _BN) and m.running_mean is None: _no(n, 'BatchNorm without running statistics', 'is not supported; use track_running_stats=True and train again')
     at,z = _positions(net, example[:1].detach().as_subclass(Tensor).cpu().float()); mods = dict(net.named_modules())
     if z.dim()!=2: raise ValueError(f'logits must have shape (n, classes), got {tuple(z.shape)}')
     parts = tuple(_part(s, p, mods[p], at.get(p, 0)) for p in s.ends if not isinstance(mods[p], PadShortcut))
@@ -417,24 +419,41 @@ def masked(self:GraphGated, h, M, start=0):
     "Logits under 0/1 masks (units,)"
     return self.tail(h, [m.float() for m in M])
 
-# %% ../nbs/26_graphs.ipynb #32705f48
+# %% ../nbs/26_graphs.ipynb #e4b5c0b6
+_SILENT = (*_GONE, _BN, nn.Linear, nn.Conv2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Flatten,
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
+
+def _silent(calls):
+    "Whether what a silenced unit of a chain sends stays 0 as far as the next layer: not through a Sigmoid or a LayerNorm"
+    last = max((i for i,(_,m) in enumerate(calls) if isinstance(m, (nn.Linear,nn.Conv2d))), default=0)
+    return all(isinstance(m, _SILENT) for _,m in calls[:last])
+
 def coupled(
     model:nn.Module, # Network; it is copied, not changed
-)->Structure|None: # None for a chain of Linear and ungrouped Conv2d layers
-    "What goes together in a network that is no chain; the errors of `structure`"
+)->Structure|None: # None for a chain of Linear and ungrouped Conv2d layers, with modules between them that keep channels apart and zero at zero
+    "What goes together in a network that is no such chain; the errors of `structure`"
     try: calls = _chain(_record(model))
     except NotImplementedError: return structure(model)
-    return structure(model) if any(getattr(m, 'groups', 1)>1 for _,m in calls) else None
+    return structure(model) if any(getattr(m, 'groups', 1)>1 for _,m in calls) or not _silent(calls) else None
 
 def _is_chain(model):
-    try: return bool(_chain(_record(model)))
+    try: return _silent(_chain(_record(model)))
     except NotImplementedError: return False
+
+def _check_untied(model):
+    "NotImplementedError names two modules that share a parameter"
+    owner = {}
+    for n,m in model.named_modules():
+        for k,p in m.named_parameters(recurse=False):
+            if id(p) in owner: _no(n, f'its {k} is also the one of', f"'{owner[id(p)]}'; give each module its own parameters")
+            owner[id(p)] = n
 
 def structure_for(
     model:nn.Module, # Network; it is copied, not changed
     keep:dict,       # Layer or group -> one entry per unit
 )->Structure|None:
-    "`coupled`, but None also for a chain with grouped convolutions whose filters `keep` counts one by one"
+    "`coupled`, but None also for a chain with grouped convolutions whose filters `keep` counts one by one; NotImplementedError for shared parameters"
+    _check_untied(model)
     try: s = coupled(model)
     except NotImplementedError:
         if _is_chain(model): return None

@@ -112,7 +112,7 @@ def from_dict(cls:Costs, d:dict)->Costs: # `d` as `to_dict` of `Costs` or of `gr
         return GraphCosts.from_dict(d)
     return cls(tuple(LayerCost(**l) for l in d['layers']), tuple(map(tuple, d['times'])))
 
-# %% ../nbs/02_network.ipynb #168023c0
+# %% ../nbs/02_network.ipynb #c11f7e13
 @dataclass(frozen=True)
 class Budget:
     "What must go: at least `remove` of `what`"
@@ -124,7 +124,7 @@ class Budget:
         if not isinstance(budget, dict) or len(budget)!=1: raise ValueError(f'budget: expected one of dict(units=f), dict(params=f), dict(macs=f), dict(latency=f), got {budget}')
         (what,f), = budget.items()
         if what not in ('units','params','macs','latency'): raise ValueError(f"budget: '{what}' cannot be counted; expected units, params, macs or latency")
-        if not 0<=f<1: raise ValueError(f'budget: the fraction to remove must lie in [0, 1), got {f}')
+        if not isinstance(f, (int,float,np.number)) or not 0<=f<1: raise ValueError(f'budget: the fraction to remove must lie in [0, 1), got {f}')
         return cls(what, float(f))
 
 def fraction(
@@ -169,7 +169,7 @@ def _check_finite(path, m):
         if p.is_floating_point() and not p.isfinite().all():
             raise ValueError(f"module '{path}': {k} holds NaN or infinite values; retrain the model or load another checkpoint")
 
-# %% ../nbs/02_network.ipynb #92f23a50
+# %% ../nbs/02_network.ipynb #cf1cb087
 def _affine(path, m):
     "Stage of a Linear or Conv2d module"
     b = None if m.bias is None else m.bias.detach().double()
@@ -179,7 +179,6 @@ def _affine(path, m):
     return Stage(path, 'affine', op, weight=m.weight.detach().double(), bias=b)
 
 def _scale_shift(m): # the evaluation-time BatchNorm as y = scale*x + shift, one pair per channel
-    if m.running_var is None: raise NotImplementedError('BatchNorm without running statistics')
     one = torch.ones_like(m.running_var)
     s = (one if m.weight is None else m.weight.detach()).double()/(m.running_var.double()+m.eps).sqrt()
     return s, (0*one if m.bias is None else m.bias.detach()).double()-s*m.running_mean.double()
@@ -268,7 +267,7 @@ def _chain(gm):
             calls.append(_module_of(n, mods)); prev = n
     return calls
 
-# %% ../nbs/02_network.ipynb #da310725
+# %% ../nbs/02_network.ipynb #c1ff028d
 class _Tracer(torch.fx.Tracer):
     "Records modules of the types `leaves` as one call each"
     def __init__(self, leaves): super().__init__(); self.leaves = leaves
@@ -285,6 +284,7 @@ def _stages(calls, fold_bn):
     for path,m in calls:
         if path in seen: _refuse(path, 'a module that is called twice', 'Give each call its own module.')
         seen.add(path); _check_finite(path, m)
+        if isinstance(m, _NORMS) and m.running_var is None: _refuse(path, 'BatchNorm without running statistics', 'Use track_running_stats=True and train again.')
         st = _stage(path, m)
         if st is None: continue
         after = isinstance(m, _NORMS) and bool(out) and out[-1].kind=='affine' and out[-1].name not in norms and out[-1].op is not None
@@ -417,13 +417,13 @@ def time_layers(
     with one_thread(): times = {s.name:_bilinear(_layer_grid(net, i, named[s.name], batch, grid, repeats, device)) for i,s in enumerate(net.stages) if s.kind=='affine'}
     return replace(net, costs=replace(net.costs, times=tuple(times[l.name] for l in net.costs.layers)))
 
-# %% ../nbs/02_network.ipynb #d5fea409
+# %% ../nbs/02_network.ipynb #6d89c58f
 def trace_for(
     model:nn.Module, # As in `trace`
     x:Tensor,        # Images, shape (n, *image shape); one is used
     budget:dict|None=None, # Budget of the caller, or None
 )->Network: # Timed where `model` is if the budget counts latency
     "`trace` and, for a budget in latency, `time_layers`"
-    net = trace(model, x[:1].cpu())
+    net = trace(model, x[:1].cpu() if isinstance(x, Tensor) else x)
     if not budget or Budget.of(budget).what!='latency': return net
     return time_layers(net, device=next(model.parameters()).device)

@@ -163,7 +163,7 @@ class _GraphStream(_Stream):
     def sources(self, i): return [self.place[n] for n in self.nodes[i].all_input_nodes if n in self.place]
     def after(self, i): u = [*self.nodes[i].users]; return self.steps[self.place[u[0]]] if len(u)==1 and u[0] in self.place else ('', None)
 
-# %% ../nbs/16_repair.ipynb #729641aa
+# %% ../nbs/16_repair.ipynb #5d8e679f
 def _like(model):
     "An empty tensor with the device and precision to compute in"
     p = next(model.parameters())
@@ -175,11 +175,14 @@ def _images(x, n, like):
         parts,seen = [],0
         for b in x:
             b = b[0] if isinstance(b, (tuple,list)) else b
+            if not isinstance(b, Tensor): raise ValueError(f'x: expected images as a tensor or a loader of batches, got {type(x).__name__}')
             parts.append(b.detach().as_subclass(Tensor)); seen += len(b)
             if n is not None and seen>=n: break
         x = torch.cat(parts) if parts else torch.empty(0)
     if not len(x): raise ValueError('no calibration images: x is empty')
-    return x[:n].detach().as_subclass(Tensor).to(like)
+    x = x[:n].detach().as_subclass(Tensor).to(like)
+    if not x.isfinite().all(): raise ValueError('x: the calibration images hold NaN or infinite values')
+    return x
 
 # %% ../nbs/16_repair.ipynb #10e406fe
 def training_images(
