@@ -86,13 +86,15 @@ def tail(self:Gated, h, S, start=0):
     for l in range(start, len(S)): h = self.segment(l+1, self.gate(l, h, S[l], dense[l]))
     return h
 
-# %% ../nbs/07_descent.ipynb #69996809
+# %% ../nbs/07_descent.ipynb #cd0fae97
 class _Plan:
     "Items (units or groups of units) of every gated layer, and what may go"
     def __init__(self, net, layers, groups=None, protect=(), caps=None):
         groups,caps = groups or {},caps or {}
         for name in [*groups, *protect, *caps]:
             if name not in net.units: raise ValueError(f"'{name}' is no prunable layer; there are {', '.join(net.units)}")
+        for n,c in caps.items():
+            if not 0<=c<=1: raise ValueError(f"caps['{n}']: the largest fraction that may go must lie in [0, 1], got {c}")
         self.layers,self.units,self.costs = layers,[net.units[n] for n in layers],net.costs
         self.index = [self._groups(n, groups.get(n), net.units[n]) for n in layers]; self.sizes = [torch.bincount(i) for i in self.index]
         fixed = lambda n: n in protect or n not in net.removable
@@ -381,7 +383,7 @@ def _mean_loss(G, plan, S, H, x, y, loss): # over all images; H are their inputs
     u = plan.spread(S); k = G.batch if H is not None else min(1000, G.batch); heads = H.split(k) if H is not None else (G.head(b.to(y.device)) for b in x.split(k))
     return sum(loss(G.tail(h, u), c).sum().item() for h,c in zip(heads, y.split(k)))/len(y)
 
-# %% ../nbs/07_descent.ipynb #a9172b67
+# %% ../nbs/07_descent.ipynb #d15d64af
 _CE = partial(F.cross_entropy, reduction='none')
 
 def _gated(net, gate, device):
@@ -395,8 +397,15 @@ def _setup(model, x, y, gate, budget, groups, protect, caps):
     if y is None: x,y = tensors(x)
     y = torch.as_tensor(y); device = next(model.parameters()).device; net = read_network(model, x, budget)
     if y.shape!=(len(x),) or y.is_floating_point() or y.min()<0 or y.max()>=net.classes: raise ValueError(f'y: expected {len(x)} whole-number labels in 0..{net.classes-1}')
+    if not x.isfinite().all(): raise ValueError('x: holds NaN or infinite values')
     G = _gated(net, gate, device)
-    return net, G, _Plan(net, G.layers, groups, protect, caps), x, y.long(), device
+    return net, G, _Plan(net, G.layers, groups, protect, caps), x.detach().as_subclass(Tensor).float(), y.long(), device
+
+def _check_run(steps, bs, time_limit):
+    "ValueError names the argument that does not fit"
+    for k,v in dict(steps=steps, bs=bs).items():
+        if v<1: raise ValueError(f'{k}: expected a whole number >= 1, got {v}')
+    if time_limit is not None and not time_limit>0: raise ValueError(f'time_limit: seconds > 0 or None, got {time_limit}')
 
 def _watcher(key, path, progress, t0, time_limit, every=50):
     "Checkpoint, progress, time limit and early stop, every 50 steps"
@@ -408,7 +417,7 @@ def _watcher(key, path, progress, t0, time_limit, every=50):
         return key['budget'] is not None and t>.6*key['steps'] and max(float((s*(1-s)).max()) for s in S)<1e-4 # settled
     return watch
 
-# %% ../nbs/07_descent.ipynb #ce0f4936
+# %% ../nbs/07_descent.ipynb #14a8fe5b
 def descent_importance(
     model:nn.Module, # Trained network that returns logits; not changed. Its device is used, in bfloat16 on a GPU
     x,               # Calibration images (n, *image shape), n up to all there are; or a DataLoader
@@ -433,6 +442,7 @@ def descent_importance(
 )->Importance: # Certificate without a bound: descent proves nothing
     "Scores by projected first-order optimisation of the true loss of the gated network"
     if budget is None and not lam>0: raise ValueError(f'lam: the weight of the loss must be > 0, got {lam}')
+    _check_run(steps, bs, time_limit)
     b = Budget.of(budget) if budget is not None else None; t0 = time.time()
     net,G,plan,x,y,device = _setup(model, x, y, 'multiply' if b else gate, budget, groups, protect, caps)
     S = [_start(plan, l, start).to(device).requires_grad_() for l in range(len(plan.layers))]

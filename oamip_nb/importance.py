@@ -111,7 +111,7 @@ def load(cls:Importance, path)->Importance: # File that `save` wrote
     "Read what `save` wrote; ValueError names a file that is truncated or something else"
     return _from_info(*read_tensors(path, _FORMAT, 'Score the network again and save it with Importance.save.'))
 
-# %% ../nbs/06_importance.ipynb #f518e5ec
+# %% ../nbs/06_importance.ipynb #c483ff6d
 METHODS = dict(published='the program with the signs of the dense network frozen, binaries kept',
                relaxed='the same with the binaries of unstable ReLUs relaxed',
                descent='first-order descent on the true loss of the gated network',
@@ -128,6 +128,11 @@ def _check_local(method, radius, binary, exchanges):
     if radius is not None and method not in ('mip','auto'): raise ValueError(f"radius: for method='mip' or 'auto', not '{method}'")
     for k,v in dict(binary=binary, exchanges=exchanges).items():
         if v and method!='mip': raise ValueError(f"{k}: for method='mip', not '{method}'")
+
+def _check_program(method, solver, relax):
+    "ValueError for an argument of the published program with a method that solves no such program"
+    for k,v in dict(solver=solver and solver.upper()!='HIGHS' and solver, relax=relax).items():
+        if v and method in ('descent','refit','auto'): raise ValueError(f"{k}={v!r}: for method='published' or 'relaxed', not '{method}'")
 
 def _others(net, layers):
     "Layers that are not scored; ValueError for a name that is no prunable layer"
@@ -186,7 +191,7 @@ def _part(net, x, eps, layers):
     stages = tuple(s if s.gate in (None,*layers) else replace(s, gate=None) for s in net.stages[k:]); h = net.run(x)[k-1] if k else x
     return replace(net, stages=stages, units={n:u for n,u in net.units.items() if n in layers}, shape=tuple(h.shape[1:])), h, Bounds(b.lo[k:], b.hi[k:], b.region)
 
-# %% ../nbs/06_importance.ipynb #120e42b3
+# %% ../nbs/06_importance.ipynb #344b4a21
 def neuron_importance(
     model:nn.Module, # Trained network that returns logits; it is not changed
     x,               # Calibration images, shape (n, *image shape), in the units that the model was trained on; or a DataLoader
@@ -217,7 +222,7 @@ def neuron_importance(
 )->Importance:
     "Score every prunable unit (the program: arXiv:2002.07259); ValueError for an argument that belongs to another method; errors of `trace`, `build_program`, `solve` and the methods pass through"
     given = {k:v for k,v in locals().items() if k not in ('model','x','y','cache','force','kwargs')}|kwargs
-    _check_method(method, bounds); _check_local(method, radius, binary, exchanges)
+    _check_method(method, bounds); _check_local(method, radius, binary, exchanges); _check_program(method, solver, relax)
     if y is None: x,y = tensors(x)
     if cache is not None:
         from oamip_nb.jobs import cached # which builds on this module
