@@ -380,7 +380,7 @@ def _local(net, x, y, s, lam, cost, radius, tighten, protect, gap, deadline, pro
     far = max(np.abs(new[n]-s[n]).max() for n in s); value = true_objective(net, x, y, new, lam, cost)
     return new,s,_about(sol.certificate, value, f'scores within {radius:g} of a center that lies {far:.3g} from these, true signs'),sol.history,signs,rounds
 
-# %% ../nbs/25_mip.ipynb #89192670
+# %% ../nbs/25_mip.ipynb #d9566afa
 def _binary(net, x, y, s, lam, cost, budget, exchanges, tighten, protect, gap, deadline, progress):
     "Solve for a selection, from `s` if it is one that fits; with exchanges, move on while it pays. Returns what `_local` returns"
     s = {n:np.round(v) if n not in protect else np.ones_like(v) for n,v in s.items()}; cost = None if budget else cost
@@ -395,9 +395,10 @@ def _binary(net, x, y, s, lam, cost, budget, exchanges, tighten, protect, gap, d
         if stay or not exchanges or sol.certificate.status!='optimal' or rounds==100: break
         s = new
     if stay: return s,s,_about(sol.certificate, here, p.region),sol.history,signs,rounds
+    if not np.isfinite(sol.certificate.objective): raise ValueError(f"budget: found no selection over {p.region} ({sol.certificate.status}); ask for less, give more time, or a start= that meets it")
     return new,s,_about(sol.certificate, sol.certificate.objective, p.region),sol.history,signs,rounds
 
-# %% ../nbs/25_mip.ipynb #7272135f
+# %% ../nbs/25_mip.ipynb #2536aa0a
 def mip_importance(
     model:nn.Module, # Trained network that returns logits; a chain that `trace` reads
     x:Tensor,        # Calibration images, shape (n, *image shape)
@@ -417,9 +418,9 @@ def mip_importance(
     progress=None,   # Called with (seconds, objective, bound)
 )->Importance: # The best found, with what is proved about the last box
     "Scores by a mixed-integer program with sound bounds (the valid form of arXiv:2002.07259, eq. 5-8); errors of `sound_program`"
-    _check_mip(radius, binary, budget, exchanges, tighten)
+    _check_mip(radius, binary, budget, exchanges, tighten); _check_solve(lam, gap, time_limit)
     t0 = time.time(); net = trace_for(model, x, budget); deadline = None if time_limit is None else t0+time_limit
-    s = _by_layer(net, _start(model, x, y, lam, cost, budget, protect, start, seed, binary, time_limit)); spent = time.time()-t0
+    s = _by_layer(net, _check_start(net, _start(model, x, y, lam, cost, budget, protect, start, seed, binary, time_limit), protect)); spent = time.time()-t0
     args = (net, x, y, s, lam, cost); tail = (tighten, tuple(protect), gap, deadline, progress)
     s,center,cert,history,signs,rounds = _binary(*args, budget, exchanges, *tail) if binary else _local(*args, radius, *tail)
     note = f'{signs} undecided signs, {rounds} program{"s" if rounds>1 else ""}, {spent:.1f} s to start'
@@ -428,12 +429,12 @@ def mip_importance(
         gap=gap, tighten=tighten, time_limit=time_limit, seed=seed, n=len(x), history=[list(map(float, h)) for h in history])
     return Importance({n:torch.from_numpy(np.asarray(v)).float() for n,v in s.items()}, cert, net.costs, 'mip', settings)
 
-# %% ../nbs/25_mip.ipynb #33b8fee0
+# %% ../nbs/25_mip.ipynb #29032a4f
 def _check_mip(radius, binary, budget, exchanges, tighten='facets'):
     "ValueError names the argument that does not fit"
     if budget and not binary: raise ValueError('budget: the program with real scores takes lam; use binary=True, or method="descent"')
     if exchanges and not binary: raise ValueError('exchanges: only selections are exchanged; use binary=True')
-    if exchanges<0: raise ValueError(f'exchanges: expected a whole number >= 0, got {exchanges}')
+    if exchanges<0 or exchanges!=int(exchanges): raise ValueError(f'exchanges: expected a whole number >= 0, got {exchanges}')
     if not 0<radius<=1: raise ValueError(f'radius: expected a half-width in (0, 1], got {radius}')
     if tighten not in TIGHTEN or binary and tighten=='lp': raise ValueError(f"tighten: expected one of {', '.join(TIGHTEN)}, 'lp' with real scores only; got '{tighten}'")
 
@@ -443,7 +444,16 @@ def _start(model, x, y, lam, cost, budget, protect, start, seed, binary, time_li
     else: s = descent_importance(model, x, y, budget=budget, lam=lam, cost=cost, gate='multiply' if binary else 'subtract', steps=1500, protect=protect, seed=seed, time_limit=time_limit).scores
     return {n:torch.as_tensor(v).double().numpy() for n,v in s.items()}
 
-# %% ../nbs/25_mip.ipynb #29a7f79b
+def _check_start(net, s, protect=()):
+    "ValueError names a layer of `start` or `protect` that does not fit the network"
+    for n in protect:
+        if n not in net.units: raise ValueError(f"protect: '{n}' is no prunable layer; there are {', '.join(net.units)}")
+    for n,k in net.units.items():
+        v = np.asarray(s.get(n, ())); fits = v.shape==(k,) and ((v>=-1e-6)&(v<=1+1e-6)).all()
+        if not fits: raise ValueError(f"start: layer '{n}' needs {k} scores in [0, 1]"+(', has none' if n not in s else f', got shape {v.shape}' if v.shape!=(k,) else ''))
+    return s
+
+# %% ../nbs/25_mip.ipynb #d0abc770
 def _descend_in(net, x, y, imp, box, steps):
     "Objective at the end of projected descent within the box, from the answer"
     o = imp.settings; s = {n:v.double().clone().requires_grad_() for n,v in imp.scores.items()}; opt = torch.optim.Adam([*s.values()], lr=.1*o['radius'])
@@ -457,10 +467,12 @@ def _exchanged(net, imp, samples, rng):
     "Selections of the region: the answer with random units exchanged"
     o,b = imp.settings,Budget.of(imp.settings['budget']) if imp.settings['budget'] else None
     flat,start = (np.concatenate([np.asarray(d[n], float) for n in net.units]).round() for d in (imp.scores, o['center'])); held = np.concatenate([np.full(k, n in o['protect']) for n,k in net.units.items()])
-    for _ in range(samples):
-        m = flat.copy(); i = rng.choice(np.flatnonzero(~held), rng.integers(1, 4), replace=False); m[i] = 1-m[i]
+    free = np.flatnonzero(~held)
+    for _ in range(samples if len(free) else 0):
+        m = flat.copy(); i = rng.choice(free, min(rng.integers(1, 4), len(free)), replace=False); m[i] = 1-m[i]
         s = dict(zip(net.units, np.split(m, np.cumsum([*net.units.values()])[:-1]))); kept = {n:float(v.sum()) for n,v in s.items()}
         if b and getattr(net.costs, b.what)(kept)>(1-b.remove)*net.costs.full[b.what]: continue
+        if min(kept.values())<o.get('least', 0): continue
         if o['exchanges'] and max(((m!=start)&(start==v)).sum() for v in (0,1))>o['exchanges']: continue
         yield s
 
@@ -472,7 +484,7 @@ def _region_points(net, x, y, imp, samples, seed):
     draw = lambda i: {n:lo[n]+(hi[n]-lo[n])*torch.from_numpy(rng.random(k).round() if i%2 else rng.random(k)) for n,k in net.units.items()}
     return [draw(i) for i in range(samples)]+_descend_in(net, x, y, imp, (lo, hi), samples)
 
-# %% ../nbs/25_mip.ipynb #c93db271
+# %% ../nbs/25_mip.ipynb #7a71b9df
 def check_certificate(
     imp:Importance, # From `mip_importance` or `auto_importance`, or read from a file
     model:nn.Module, # The network that was scored
@@ -481,8 +493,11 @@ def check_certificate(
     samples:int=100, # Random points of the region, and steps of descent in it
     seed:int=0, # Of the scores that are tried
 )->str: # What was tried
-    "Try to refute a certificate by evaluations of the true objective; ValueError says what does not hold"
-    net,o,c = trace_for(model, x),imp.settings,imp.certificate; imp = replace(imp, scores={n:imp.scores.get(n, torch.ones(k)) for n,k in net.units.items()}); gate = 'multiply' if o['binary'] else 'subtract'
+    "Try to refute a certificate by evaluations of the true objective; ValueError says what does not hold, or that there is no certificate"
+    net,o,c = trace_for(model, x),imp.settings,imp.certificate
+    if c is None or 'binary' not in o: raise ValueError(f"imp: nothing to check for scores of method '{imp.method}'; pass those of mip_importance or enumerated_exchanges, or of auto_importance with a local certificate")
+    if any(len(s)!=net.units.get(n) for n,s in imp.scores.items()): raise ValueError(f"model: not the network that was scored; it has {net.units}, the scores {dict((n, len(s)) for n,s in imp.scores.items())}")
+    net = replace(net, costs=imp.costs); imp = replace(imp, scores={n:imp.scores.get(n, torch.ones(k)) for n,k in net.units.items()}); gate = 'multiply' if o['binary'] else 'subtract'
     value = lambda s: true_objective(net, x, y, s, o['lam'], None if o['budget'] else o['cost'], gate)
     here = value(imp.scores); slack = 1e-5*max(1., abs(here))
     if abs(here-c.objective)>slack: raise ValueError(f'the objective is {here:.6f}, the certificate says {c.objective:.6f}')
@@ -516,7 +531,7 @@ def _fitting(net, layers, S, b):
         return min(k.values())>=1 and getattr(net.costs, b.what)(k)<=room
     return fits
 
-# %% ../nbs/25_mip.ipynb #571a736a
+# %% ../nbs/25_mip.ipynb #90d0d290
 def enumerated_exchanges(
     model:nn.Module, # Trained network that returns logits; a chain that `trace` reads
     x:Tensor,        # Calibration images, shape (n, *image shape)
@@ -528,7 +543,8 @@ def enumerated_exchanges(
 )->Importance: # Scores 0 and 1; within one exchange of them nothing is better, if the status is 'optimal'
     "Exchange one unit for another as long as an exchange helps, and try every one; ValueError for a start that does not meet the budget"
     t0 = time.time(); net = trace_for(model, x, budget); b = Budget.of(budget); G = Gated(net); y = torch.from_numpy(_check_batch(net, x, y)).long(); H = G.head(x.detach().cpu().float()).detach()
-    S = [(torch.as_tensor(getattr(start, 'scores', start)[n])>.5).float() for n in G.layers]; tried,moves,late = 0,0,lambda: time_limit is not None and time.time()-t0>time_limit
+    _check_solve(lam, 1., None); start = _check_start(net, getattr(start, 'scores', start))
+    S = [(torch.as_tensor(start[n])>.5).float() for n in G.layers]; tried,moves,late = 0,0,lambda: time_limit is not None and time.time()-t0>time_limit
     if not _fitting(net, G.layers, S, b)(None, None): raise ValueError(f'start: does not meet the budget {budget}, or leaves a layer empty')
     loss = torch.no_grad()(lambda S: lam*F.cross_entropy(G.masked(H, S), y).item()); value,proved = loss(S),False
     while not proved and not late():
@@ -539,9 +555,9 @@ def enumerated_exchanges(
             if late(): break
         else: proved = True
     scores = {n:s for n,s in zip(G.layers, S)}; f = true_objective(net, x, y, scores, lam, None, 'multiply'); slack = 1e-5*max(1., abs(f))
-    cert = Certificate('optimal' if proved else 'time_limit', f, f-slack if proved else None, rel_gap(f, f-slack) if proved else None, f'all selections; {b.what} kept at most {1-b.remove:g}; at most 1 unit exchanged',
+    cert = Certificate('optimal' if proved else 'time_limit', f, f-slack if proved else None, rel_gap(f, f-slack) if proved else None, f'all selections with a unit in every layer; {b.what} kept at most {1-b.remove:g}; at most 1 unit exchanged',
         time.time()-t0, 'enumeration', torch.__version__, f'{moves} exchanges taken, {tried} tried')
-    settings = dict(center={n:s.tolist() for n,s in scores.items()}, lam=lam, cost='units', radius=1., binary=True, budget=budget, exchanges=1, protect=[], n=len(x), time_limit=time_limit)
+    settings = dict(center={n:s.tolist() for n,s in scores.items()}, lam=lam, cost='units', radius=1., binary=True, budget=budget, exchanges=1, least=1, protect=[], n=len(x), time_limit=time_limit)
     return Importance(scores, cert, net.costs, 'enumerated', settings)
 
 # %% ../nbs/25_mip.ipynb #6b3c9cac
@@ -603,7 +619,7 @@ def _widest_box(net, x, y, s, protect):
         best = r
     return best,signs
 
-# %% ../nbs/25_mip.ipynb #f2994df3
+# %% ../nbs/25_mip.ipynb #c00d7e5b
 def _noted(imp, note, t0, **kwargs): # with one more sentence in the note, and other fields of the certificate
     c = imp.certificate
     return replace(imp, certificate=replace(c, seconds=time.time()-t0, note='; '.join(filter(None, [c.note, note])), **kwargs))
@@ -627,7 +643,7 @@ def auto_importance(
 )->Importance: # Its certificate says what is proved: nothing in a box around the scores is better by more than the gap, or nothing at all
     "Scores by descent, polished, with a local certificate where it is cheap; errors of `descent_importance`"
     if radius is not None: _check_mip(radius, False, None, 0)
-    t0 = time.time(); net = read_network(model, x); deadline = None if time_limit is None else t0+time_limit; why = _no_certificate(net, x, budget, groups, caps, kwargs.get('gate'))
+    _check_solve(1. if budget else lam, gap, time_limit); t0 = time.time(); net = read_network(model, x); deadline = None if time_limit is None else t0+time_limit; why = _no_certificate(net, x, budget, groups, caps, kwargs.get('gate'))
     imp = descent_importance(model, x, y, budget=budget, lam=lam, cost=cost, groups=groups, protect=protect, caps=caps, time_limit=time_limit, seed=seed, progress=progress, **({} if why else dict(gate='subtract'))|kwargs)
     if why or imp.certificate.status=='interrupted': return _noted(imp, f"method='auto' chose descent; no local certificate: {why or 'interrupted'}", t0)
     s,value,gain = _polished(net, x, y, _single({n:v.numpy() for n,v in imp.scores.items()}), lam, cost, tuple(protect), gap, deadline)
