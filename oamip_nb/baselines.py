@@ -23,10 +23,11 @@ from .repair import training_images
 __all__ = ['baselines', 'draw_seeds', 'random_importance', 'critical_importance', 'magnitude_importance', 'activation_importance',
            'taylor_importance', 'snip_importance', 'tp_importance', 'baseline_importance']
 
-# %% ../nbs/12_baselines.ipynb #acdc00fa
+# %% ../nbs/12_baselines.ipynb #be4d3c38
 def _scaled(net, values, method, by_layer=True, **settings):
     "Non-negative values per unit as an `Importance`: divided by their layer's mean if `by_layer`, then by the largest of all"
     values = {n:v.detach().double().cpu() for n,v in values.items()}
+    if not all(v.isfinite().all() for v in values.values()): raise ValueError(f'{method}: the scores are NaN or infinite; look for such values in the images x and in the weights')
     if by_layer: values = {n:v/v.mean() if v.sum()>0 else v for n,v in values.items()}
     top = max(float(v.max()) for v in values.values())
     scores = {n:(v/top if top>0 else v).float() for n,v in values.items()}
@@ -110,10 +111,11 @@ def activation_importance(
             if st.gate: total[st.gate] += out.abs().flatten(2).mean(2).sum(0) if out.dim()>2 else out.abs().sum(0)
     return _scaled(net, total, 'activation', n=len(x))
 
-# %% ../nbs/12_baselines.ipynb #73ff2035
-def _labels(x, y, method):
+# %% ../nbs/12_baselines.ipynb #00b2b4b4
+def _labels(net, x, y, method):
     "The labels, or an error that says which method needs them"
     if y is None or len(y)!=len(x): raise ValueError(f"{method} needs y, one class number per image: got {'none' if y is None else len(y)} for {len(x)} images")
+    if y.is_floating_point() or y.min()<0 or y.max()>=net.classes: raise ValueError(f'{method}: labels must be whole numbers in 0..{net.classes-1}, got {y.min()}..{y.max()}')
     return y
 
 def _gated_logits(net):
@@ -135,11 +137,11 @@ def taylor_importance(
 )->Importance:
     "Mean squared first-order change of the loss when a unit goes (Molchanov et al. 2019); ValueError without labels"
     net = read_network(model, x); total,logits = {n:0. for n in net.units},_gated_logits(net)
-    for xb,yb in _batches(net, x, _labels(x, y, 'taylor')):
+    for xb,yb in _batches(net, x, _labels(net, x, y, 'taylor')):
         for n,d in _gate_gradients(net, logits, xb, yb).items(): total[n] += d.square().sum(0)
     return _scaled(net, total, 'taylor', by_layer=False, n=len(x))
 
-# %% ../nbs/12_baselines.ipynb #cb40d051
+# %% ../nbs/12_baselines.ipynb #75f89fdb
 def _loss_gradients(model, x, y):
     "A copy in evaluation mode whose parameters hold the gradients of the mean cross-entropy"
     p = next(model.parameters()); new = copy.deepcopy(model); new.zero_grad(set_to_none=True)
@@ -152,7 +154,7 @@ def snip_importance(
     y:Tensor,        # Their classes, shape (n,)
 )->Importance:
     "Sensitivity of the loss to each unit's incoming weights (Lee et al. 2019); ValueError without labels"
-    net,new = read_network(model, x),_loss_gradients(model, x, _labels(x, y, 'snip'))
+    net = read_network(model, x); new = _loss_gradients(model, x, _labels(net, x, y, 'snip'))
     values = {n:(m.weight*m.weight.grad).abs().flatten(1).sum(1) for n,m in _layers(net, new).items()}
     return _scaled(net, _by_unit(net, values), 'snip', by_layer=False, n=len(x))
 
@@ -190,7 +192,7 @@ def _own_channels(net, values):
     unit = {g:net.ends[_owner(g)][1]-net.start[g] for g in values}; mine = {g:(u>=0)&(u<net.units[g]) for g,u in unit.items()}
     return {g:torch.zeros(net.units[g]).index_add_(0, unit[g][mine[g]], v.detach().float().cpu()[mine[g]]) for g,v in values.items()}
 
-# %% ../nbs/12_baselines.ipynb #2ff16537
+# %% ../nbs/12_baselines.ipynb #d49e6479
 def tp_importance(
     model:nn.Module, # Network that returns logits
     x:Tensor,        # Calibration images, shape (n, ...)
@@ -200,9 +202,9 @@ def tp_importance(
 )->Importance:
     "Scores of Torch-Pruning's group criteria, over all layers that a unit is coupled over; ValueError for an unknown criterion, NotImplementedError for a zero-padded shortcut"
     if criterion not in _TP: raise ValueError(f"criterion: expected one of {', '.join(_TP)}, got {criterion!r}")
-    if criterion in ('taylor','hessian'): _labels(x, y, f'tp_{criterion}')
     _followed(model)
     net,scorer = read_network(model, x),_TP[criterion]()
+    if criterion in ('taylor','hessian'): _labels(net, x, y, f'tp_{criterion}')
     new = _loss_gradients(model, x, y) if criterion=='taylor' else _squared_gradients(model, x, y, progress) if criterion=='hessian' else copy.deepcopy(model)
     with _traceable(new):
         graph = tp.DependencyGraph().build_dependency(new, _example(new, x), verbose=False)
@@ -252,7 +254,7 @@ def _changed(before, after):
     "Whether a network's weights or buffers are no longer what they were"
     a,b = before.state_dict(),after.state_dict(); return a.keys()!=b.keys() or any(not torch.equal(v.cpu(), b[k].cpu()) for k,v in a.items())
 
-# %% ../nbs/12_baselines.ipynb #37d2316d
+# %% ../nbs/12_baselines.ipynb #883cdf5c
 @patch
 def compare(self:Report,
     learn:Learner, # The `Learner` that was pruned; its data are used, and the network that it holds now
@@ -263,6 +265,7 @@ def compare(self:Report,
 )->Report: # Rows dense, the controls, the pruned network, and, if it was trained since, the network in `learn` as fine-tuned
     "The controls at the same counts per layer; ValueError for a report that `Learner.prune` did not make"
     o = self.origin
+    if draws<1: raise ValueError(f'compare: expected draws >= 1, got {draws}')
     if o is None: raise ValueError('compare needs the report that learn.prune returned')
     if methods is None: methods = ('random',)+('critical',)*(o.importance is not None)+('magnitude',)
     x,y = calibration_batch(learn.dls, n=n, seed=seed)

@@ -15,12 +15,13 @@ from .network import one_thread
 # %% auto #0
 __all__ = ['export_program', 'export_onnx', 'OnnxNetwork', 'time_in_turn']
 
-# %% ../nbs/27_export.ipynb #785b8f1a
+# %% ../nbs/27_export.ipynb #c1255aa7
 def export_program(
     model:nn.Module, # Any network from images to logits; it is copied and stays in its mode
     x:Tensor, # Images, shape (n, ...), n>=1; one is used
 )->torch.export.ExportedProgram: # In evaluation mode; `program.module()` runs it
     "Record a network with `torch.export` for batches of any size; ValueError says why one cannot be recorded"
+    if not isinstance(x, Tensor) or x.dim()<2 or not len(x): raise ValueError(f"x: expected a batch of images, a tensor of shape (n, ...), got {type(x).__name__} {tuple(getattr(x, 'shape', ()))}")
     p = next(model.parameters()); pair = x[:1].detach().as_subclass(Tensor).to(p.device, p.dtype).repeat(2, *[1]*(x.dim()-1))
     try: return torch.export.export(copy.deepcopy(model).eval(), (pair,), dynamic_shapes=({0:torch.export.Dim('batch')},))
     except Exception as e:
@@ -49,7 +50,7 @@ def export_onnx(
     with tempfile.TemporaryDirectory(dir=path.parent) as d: done.save(Path(d)/path.name); _move_all(Path(d), path.parent)
     return path
 
-# %% ../nbs/27_export.ipynb #b75d1f70
+# %% ../nbs/27_export.ipynb #ebb0fc31
 class OnnxNetwork:
     "An ONNX file as a function from images to logits, on one CPU thread of onnxruntime"
     def __init__(self,
@@ -64,7 +65,8 @@ class OnnxNetwork:
     def __call__(self,
         x:Tensor, # Images, shape (n, ...), in the dtype that was exported
     )->Tensor: # Logits, shape (n, classes), on the CPU
-        return torch.from_numpy(self.session.run(None, {self.name:x.detach().cpu().numpy()})[0])
+        try: return torch.from_numpy(self.session.run(None, {self.name:x.detach().cpu().numpy()})[0])
+        except Exception as e: raise ValueError(f'images of shape {tuple(x.shape)} and type {x.dtype} do not fit the network ({e})') from e
 
 # %% ../nbs/27_export.ipynb #0fe33004
 @torch.no_grad()

@@ -174,14 +174,14 @@ def _by_fraction(scores, what, frac, scope, costs):
     if stay: warnings.warn(f"{what}={frac} cuts among {n+stay} units of the same score {s:.4g}: {n} go, the first of them in forward order, and {stay} stay; the scores do not say which", stacklevel=3)
     return _to_keep(scores, which, unit, go),[list(scores)[i] for i in sorted(spared)]
 
-# %% ../nbs/10_pruning.ipynb #dc5f41fc
+# %% ../nbs/10_pruning.ipynb #cffdb6f0
 def _criterion(scope, given):
     "The one criterion that was given, as (name, value)"
     given = {k:v for k,v in given.items() if v is not None}
     if len(given)!=1: raise ValueError(f"give exactly one of threshold, units, params, macs, latency; got {', '.join(given) or 'none'}")
     if scope not in ('global','layer'): raise ValueError(f"scope: expected 'global' or 'layer', got {scope!r}")
     (what,v), = given.items()
-    number = isinstance(v, (int,float)) and not isinstance(v, bool)
+    number = isinstance(v, (int,float,np.number)) and not isinstance(v, bool)
     if what=='threshold' and v!='mean' and not (number and np.isfinite(v)): raise ValueError(f"threshold: expected a number or 'mean', got {v!r}")
     if what!='threshold' and not (number and 0<=v<1): raise ValueError(f'{what}={v!r}: expected the fraction to remove, in [0,1)')
     return what,v
@@ -269,7 +269,7 @@ def mask(
             _silence(mods[b], gone.repeat_interleave(width//len(gone)))
     return new
 
-# %% ../nbs/10_pruning.ipynb #5451ae94
+# %% ../nbs/10_pruning.ipynb #a132a76e
 @contextmanager
 def _traceable(model):
     "Evaluation mode and gradients for every parameter, the caller's flags restored after"
@@ -282,9 +282,16 @@ def _traceable(model):
         for n,p in model.named_parameters(): p.requires_grad_(grads[n])
 
 def _example(model, x):
-    "One image as a plain tensor where the model is"
+    "One image as a plain tensor where the model is; ValueError for what is no batch of images"
+    if not isinstance(x, Tensor) or x.dim()<2: raise ValueError(f"x: expected images as a tensor of shape (n, ...), got {type(x).__name__} {tuple(getattr(x, 'shape', ()))}")
     p = next(model.parameters())
     return x[:1].detach().as_subclass(Tensor).to(p.device, p.dtype)
+
+def _check_fits(model, x):
+    "ValueError if the network does not run on one image"
+    try:
+        with torch.no_grad(): copy.deepcopy(model).eval()(_example(model, x))
+    except RuntimeError as e: raise ValueError(f'x: images of shape {tuple(x.shape)} do not fit this {type(model).__name__} ({e})') from e
 
 # %% ../nbs/10_pruning.ipynb #f35fcfbd
 def _group(graph, name, m, gone):
@@ -298,23 +305,26 @@ def _group(graph, name, m, gone):
         if other is not m and coupled: raise NotImplementedError(f"layer '{name}': its units are coupled to those of '{dep.target.name}'; use mask")
     return g
 
-# %% ../nbs/10_pruning.ipynb #5b9c6292
+# %% ../nbs/10_pruning.ipynb #f7d81552
 def _without(model, sel, x):
     "A chain without the removed units"
     _checked_layers(model, sel)
     new = copy.deepcopy(model); new.zero_grad(set_to_none=True)
     with _traceable(new):
-        graph = tp.DependencyGraph().build_dependency(new, _example(new, x), verbose=False)
+        try: graph = tp.DependencyGraph().build_dependency(new, _example(new, x), verbose=False)
+        except RuntimeError: _check_fits(model, x); raise
         for n,k in sel.keep.items():
             gone = (~k).nonzero().flatten().tolist()
             if gone: _group(graph, n, new.get_submodule(n), gone).prune()
     return new
 
-def _ran(new, x):
-    "The smaller network `new`, after it has run once"
+def _ran(new, model, x):
+    "The smaller network `new` of `model`, after it has run once"
     with _traceable(new), torch.no_grad():
         try: new(_example(new, x))
-        except RuntimeError as e: raise NotImplementedError(f'{type(new).__name__} does not run with fewer units ({e}); its forward holds a fixed number of channels or features') from e
+        except RuntimeError as e:
+            _check_fits(model, x)
+            raise NotImplementedError(f'{type(new).__name__} does not run with fewer units ({e}); its forward holds a fixed number of channels or features') from e
     return new
 
 def _repaired(new, model, sel, x, how):
@@ -322,7 +332,7 @@ def _repaired(new, model, sel, x, how):
     try: return _refit(new, model, sel, x, how)[0]
     except NotImplementedError as e: raise NotImplementedError(f'repair={how!r}: {e} With repair=None the weights stay as they are.') from e
 
-# %% ../nbs/10_pruning.ipynb #29595211
+# %% ../nbs/10_pruning.ipynb #08d8e09f
 def remove(
     model:nn.Module, # Dense network; it is copied, not changed
     sel:Selection,   # Units to keep
@@ -331,7 +341,7 @@ def remove(
 )->nn.Module: # Physically smaller network; without repair it has the outputs of `mask(model, sel)`
     "A copy without the removed units; ValueError if the selection belongs to another network, NotImplementedError for units that cannot go and for a repair of what is no chain"
     if repair is not None and repair not in HOWS: raise ValueError(f"repair={repair!r}: expected None, {', '.join(map(repr, HOWS))}")
-    s = structure_for(model, sel.keep); new = _without(model, sel, x) if s is None else _ran(s.remove(model, sel.keep), x)
+    s = structure_for(model, sel.keep); new = _without(model, sel, x) if s is None else _ran(s.remove(model, sel.keep), model, x)
     return new if repair is None else _repaired(new, model, sel, x, repair)
 
 # %% ../nbs/10_pruning.ipynb #c7a6c43d
@@ -417,7 +427,7 @@ def _passes(run, repeats, limit):
         if i>=4 and time.perf_counter()-start>limit: break
     return out[2:]
 
-# %% ../nbs/10_pruning.ipynb #b15b9b3f
+# %% ../nbs/10_pruning.ipynb #31bcca8f
 @torch.no_grad()
 def latency(
     model:nn.Module, # Any network
@@ -427,6 +437,7 @@ def latency(
     limit:float=2.,  # Seconds after which no new pass starts
 )->float: # Median milliseconds per pass
     "Median time of a forward pass, on one thread if the network is on the CPU"
+    if batch<1: raise ValueError(f'batch: expected at least one image per pass, got {batch}')
     x = _example(model, example); x = x.expand(batch, *x.shape[1:]).contiguous()
     twin = copy.deepcopy(model).eval()
     def run():
