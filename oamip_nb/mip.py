@@ -176,7 +176,7 @@ def _add_rows(p, rows, lo, hi): # rows: list of (columns, values)
     R = sp.vstack([sp.csr_matrix((np.asarray(v, float), (np.zeros(len(c), int), c)), shape=(1,len(p.lb))) for c,v in rows], format='csr')
     return replace(p, A=sp.vstack([p.A,R], format='csr'), lo=np.r_[p.lo,lo], hi=np.r_[p.hi,hi])
 
-# %% ../nbs/25_mip.ipynb #8f838b9c
+# %% ../nbs/25_mip.ipynb #06a3db70
 def _prices(l, what): # a + b*i + c*o + d*i*o: what a layer with i inputs and o units counts
     return dict(params=(0,0,l.extras,l.weights), macs=(0,0,0,l.weights*l.positions), units=(0,0,float(l.prunable),0))[what]
 
@@ -185,7 +185,7 @@ def exact_budget(
     budget:dict, # dict(units=f), dict(params=f), dict(macs=f) or dict(latency=f): fraction to remove, in [0, 1)
 )->Program: # Its columns hold the counts of the kept units
     "Hold a program of binary scores to a budget, exactly"
-    b,own,costs = Budget.of(budget),_score_columns(p),p.net.costs; cols,vals,const = [],[],0.
+    b,own,costs = Budget.of(budget),_score_columns(p),p.net.costs; cols,vals,const = [],[],float(costs.rest*(b.what=='params'))
     for i,l in enumerate(costs.layers):
         a,bi,co,d = costs.times[i] if b.what=='latency' else _prices(l, b.what); s,t = own.get(l.source),own.get(l.name) if l.prunable else None; K = l.inputs
         if s is not None: cols += [*s]; vals += [bi+(d*l.outputs if t is None else 0)]*len(s)
@@ -484,7 +484,7 @@ def _region_points(net, x, y, imp, samples, seed):
     draw = lambda i: {n:lo[n]+(hi[n]-lo[n])*torch.from_numpy(rng.random(k).round() if i%2 else rng.random(k)) for n,k in net.units.items()}
     return [draw(i) for i in range(samples)]+_descend_in(net, x, y, imp, (lo, hi), samples)
 
-# %% ../nbs/25_mip.ipynb #7a71b9df
+# %% ../nbs/25_mip.ipynb #ce2f3471
 def check_certificate(
     imp:Importance, # From `mip_importance` or `auto_importance`, or read from a file
     model:nn.Module, # The network that was scored
@@ -494,8 +494,9 @@ def check_certificate(
     seed:int=0, # Of the scores that are tried
 )->str: # What was tried
     "Try to refute a certificate by evaluations of the true objective; ValueError says what does not hold, or that there is no certificate"
-    net,o,c = trace_for(model, x),imp.settings,imp.certificate
+    o,c = imp.settings,imp.certificate
     if c is None or 'binary' not in o: raise ValueError(f"imp: nothing to check for scores of method '{imp.method}'; pass those of mip_importance or enumerated_exchanges, or of auto_importance with a local certificate")
+    net = trace_for(model, x)
     if any(len(s)!=net.units.get(n) for n,s in imp.scores.items()): raise ValueError(f"model: not the network that was scored; it has {net.units}, the scores {dict((n, len(s)) for n,s in imp.scores.items())}")
     net = replace(net, costs=imp.costs); imp = replace(imp, scores={n:imp.scores.get(n, torch.ones(k)) for n,k in net.units.items()}); gate = 'multiply' if o['binary'] else 'subtract'
     value = lambda s: true_objective(net, x, y, s, o['lam'], None if o['budget'] else o['cost'], gate)

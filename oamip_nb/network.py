@@ -60,12 +60,13 @@ class LayerCost:
     positions:int   # Output positions, height*width (1 for Linear)
     prunable:bool   # Whether units of this layer can be removed physically
 
-# %% ../nbs/02_network.ipynb #4d30f8fe
+# %% ../nbs/02_network.ipynb #2118c9a2
 @dataclass(frozen=True)
 class Costs:
     "Units, parameters and multiply-adds of a network as functions of the units that each layer keeps"
     layers:tuple[LayerCost,...] # In forward order, output layer last
     times:tuple=() # For each layer (a, b, c, d): a + b*i + c*o + d*i*o milliseconds with i inputs and o units, as `time_layers` measured them
+    rest:int=0     # Parameters that stay: those of a BatchNorm in front of the first layer
 
     def _ends(self, l, kept):
         out = kept.get(l.name, l.outputs) if l.prunable else l.outputs
@@ -80,7 +81,7 @@ class Costs:
     def params(self, kept:dict): # As in `units`; returns the number of parameters
         "Weights, biases and BatchNorm parameters of the smaller network"
         ends = [(self._ends(l, kept), l) for l in self.layers]
-        return sum(o*(i*l.weights+l.extras) for (i,o),l in ends)
+        return sum(o*(i*l.weights+l.extras) for (i,o),l in ends)+self.rest
 
     def macs(self, kept:dict): # As in `units`; returns multiply-adds for one image
         "Multiply-adds of the Linear and Conv2d layers of the smaller network, for one image"
@@ -93,7 +94,7 @@ class Costs:
         ends = [self._ends(l, kept) for l in self.layers]
         return sum(a+b*i+c*o+d*i*o for (i,o),(a,b,c,d) in zip(ends, self.times))
 
-# %% ../nbs/02_network.ipynb #85fc1c14
+# %% ../nbs/02_network.ipynb #4347cffd
 @patch(as_prop=True)
 def full(self:Costs)->dict:
     "Units, parameters and multiply-adds of the dense network, and its milliseconds if they were measured"
@@ -102,7 +103,7 @@ def full(self:Costs)->dict:
 @patch
 def to_dict(self:Costs)->dict:
     "The costs as plain numbers and strings, for JSON"
-    return dict(layers=[asdict(l) for l in self.layers], times=[list(t) for t in self.times])
+    return dict(layers=[asdict(l) for l in self.layers], times=[list(t) for t in self.times], rest=self.rest)
 
 @patch(cls_method=True)
 def from_dict(cls:Costs, d:dict)->Costs: # `d` as `to_dict` of `Costs` or of `graphs.GraphCosts` made it
@@ -110,7 +111,7 @@ def from_dict(cls:Costs, d:dict)->Costs: # `d` as `to_dict` of `Costs` or of `gr
     if 'parts' in d:
         from oamip_nb.graphs import GraphCosts # which builds on this module
         return GraphCosts.from_dict(d)
-    return cls(tuple(LayerCost(**l) for l in d['layers']), tuple(map(tuple, d['times'])))
+    return cls(tuple(LayerCost(**l) for l in d['layers']), tuple(map(tuple, d['times'])), d.get('rest', 0))
 
 # %% ../nbs/02_network.ipynb #c11f7e13
 @dataclass(frozen=True)
@@ -313,14 +314,15 @@ def _shaped(stages, example):
         out.append(Stage(st.name, st.kind, st.op, tuple(x.shape[1:]), st.weight, st.bias, st.gate))
     return out
 
-# %% ../nbs/02_network.ipynb #49629784
+# %% ../nbs/02_network.ipynb #52fd71b0
 def _costs(stages, mods, norms, layers, removable):
     "One `LayerCost` per Linear or Conv2d layer"
-    out,source = [],None
+    out,source,rest = [],None,0
     for st in (s for s in stages if s.kind=='affine' and s.name in mods):
         m = mods[st.name]
         if isinstance(m, _NORMS): # behind a ReLU, pooling or Flatten: its parameters belong to the units in front
-            if out and m.affine and st.name not in norms.values(): out[-1] = replace(out[-1], extras=out[-1].extras+2*m.num_features//out[-1].outputs)
+            if not out: rest += 2*m.num_features*m.affine
+            elif m.affine and st.name not in norms.values(): out[-1] = replace(out[-1], extras=out[-1].extras+2*m.num_features//out[-1].outputs)
             continue
         conv = isinstance(m, nn.Conv2d); bn = mods.get(norms.get(st.name))
         n_in = m.in_channels//m.groups if conv else m.in_features
@@ -331,7 +333,7 @@ def _costs(stages, mods, norms, layers, removable):
         out.append(LayerCost(st.name, src, units if src else n_in, st.shape[0], weights, extras,
             st.shape[1]*st.shape[2] if conv else 1, st.name in removable))
         source = st.name if st.name in layers else None
-    return Costs(tuple(out))
+    return Costs(tuple(out), rest=rest)
 
 def _removable(names, mods):
     "Layers that are not grouped and do not feed a grouped convolution"
