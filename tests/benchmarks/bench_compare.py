@@ -21,7 +21,7 @@ from oamip_nb.baselines import baseline_importance
 from oamip_nb.data import TensorDL, cache_folder, image_dls, tensors
 from oamip_nb.importance import neuron_importance, read_tensors, write_tensors
 from oamip_nb.models import models
-from oamip_nb.pruning import count_correct, remove, select
+from oamip_nb.pruning import _hardware, count_correct, remove, select
 from oamip_nb.ticket_models import ticket_nets
 
 
@@ -108,7 +108,7 @@ def named(epochs): return "1 epoch" if epochs == 1 else f"{epochs} epochs"
 def main(name, out, seeds):
     torch.set_num_threads(1); out, s = Path(out), SETTINGS[name]; rows = pd.read_csv(out).to_dict("records") if out.exists() else []
     done = {(r["seed"], r["removed"], r["method"], r["stage"]) for r in rows}
-    meta = dict(machine=f"{platform.machine()}, 1 thread", python=platform.python_version(), **{k: version(k) for k in ("torch", "fastai", "torch-pruning", "oamip_nb")})
+    meta = dict(machine=f"{platform.machine()}, 1 thread", python=platform.python_version(), **{k: version(k) for k in ("torch", "fastai", "torch-pruning", "oamip_nb")}, **_hardware())
     def add(seed, removed, method, stage, model, seconds, really=None):
         k, n = count_correct(model, test)
         rows.append(dict(network=name, what=s.what, seed=seed, removed=removed, method=method, stage=stage, right=k, n=n, really=really, cpu_seconds=round(seconds, 2), **meta))
