@@ -191,12 +191,12 @@ def _part(net, x, eps, layers):
     stages = tuple(s if s.gate in (None,*layers) else replace(s, gate=None) for s in net.stages[k:]); h = net.run(x)[k-1] if k else x
     return replace(net, stages=stages, units={n:u for n,u in net.units.items() if n in layers}, shape=tuple(h.shape[1:])), h, Bounds(b.lo[k:], b.hi[k:], b.region)
 
-# %% ../nbs/06_importance.ipynb #344b4a21
+# %% ../nbs/06_importance.ipynb #515ad263
 def neuron_importance(
     model:nn.Module, # Trained network that returns logits; it is not changed
     x,               # Calibration images, shape (n, *image shape), in the units that the model was trained on; or a DataLoader
     y:Tensor|None=None, # Their labels, shape (n,), in 0..classes-1; None if `x` is a DataLoader
-    lam:float=5.,    # Weight of the cross-entropy, > 0; larger keeps more. Without meaning under a budget
+    lam:float=5.,    # Weight of the cross-entropy, > 0; larger keeps more. Without meaning under a budget, so also for 'refit'
     method:str='auto', # One of `METHODS`
     solver:str|None=None, # For the program: 'HIGHS' (None means this), 'CLARABEL', 'MOSEK' or another cvxpy solver
     bounds:str='box', # Bounds behind the program: 'box', the published ones
@@ -207,7 +207,7 @@ def neuron_importance(
     groups:dict|None=None, # Layer path -> group number of each unit (units,): a group shares one score
     protect=(),      # Layers that stay whole
     caps:dict|None=None, # Layer path -> largest fraction of its units that may go
-    time_limit:float|None=None, # Wall-clock seconds, None for no limit; out of time, the incumbent is returned
+    time_limit:float|None=None, # Wall-clock seconds, None for no limit; out of time, the incumbent is returned. 'refit', which sums up and sorts, has no use for it
     gap:float=1e-3,  # Relative gap at which a program's answer counts as optimal, > 0
     radius:float|None=None, # For 'mip' and 'auto': half-width of the box around the scores, in (0, 1]; None: .1, or the largest that 'auto' finds cheap
     binary:bool=False, # For 'mip': look for a selection, scores 0 and 1; it may be held to a budget exactly
