@@ -419,7 +419,7 @@ def masked(self:GraphGated, h, M, start=0):
     "Logits under 0/1 masks (units,)"
     return self.tail(h, [m.float() for m in M])
 
-# %% ../nbs/26_graphs.ipynb #e4b5c0b6
+# %% ../nbs/26_graphs.ipynb #dcef106b
 _SILENT = (*_GONE, _BN, nn.Linear, nn.Conv2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Flatten,
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 
@@ -428,6 +428,7 @@ def _silent(calls):
     last = max((i for i,(_,m) in enumerate(calls) if isinstance(m, (nn.Linear,nn.Conv2d))), default=0)
     return all(isinstance(m, _SILENT) for _,m in calls[:last])
 
+# %% ../nbs/26_graphs.ipynb #1c4563a1
 def coupled(
     model:nn.Module, # Network; it is copied, not changed
 )->Structure|None: # None for a chain of Linear and ungrouped Conv2d layers, with modules between them that keep channels apart and zero at zero
@@ -440,6 +441,7 @@ def _is_chain(model):
     try: return _silent(_chain(_record(model)))
     except NotImplementedError: return False
 
+# %% ../nbs/26_graphs.ipynb #7012a748
 def _check_untied(model):
     "NotImplementedError names two modules that share a parameter"
     owner = {}

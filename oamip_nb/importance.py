@@ -111,7 +111,7 @@ def load(cls:Importance, path)->Importance: # File that `save` wrote
     "Read what `save` wrote; ValueError names a file that is truncated or something else"
     return _from_info(*read_tensors(path, _FORMAT, 'Score the network again and save it with Importance.save.'))
 
-# %% ../nbs/06_importance.ipynb #c483ff6d
+# %% ../nbs/06_importance.ipynb #479269a8
 METHODS = dict(published='the program with the signs of the dense network frozen, binaries kept',
                relaxed='the same with the binaries of unstable ReLUs relaxed',
                descent='first-order descent on the true loss of the gated network',
@@ -134,6 +134,7 @@ def _check_program(method, solver, relax):
     for k,v in dict(solver=solver and solver.upper()!='HIGHS' and solver, relax=relax).items():
         if v and method in ('descent','refit','auto'): raise ValueError(f"{k}={v!r}: for method='published' or 'relaxed', not '{method}'")
 
+# %% ../nbs/06_importance.ipynb #080ef463
 def _others(net, layers):
     "Layers that are not scored; ValueError for a name that is no prunable layer"
     unknown = [n for n in layers if n not in net.units]
