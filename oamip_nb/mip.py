@@ -25,9 +25,9 @@ from .models import BasicBlock, PadShortcut
 from .descent import Gated, descent_importance, saliency
 
 # %% auto #0
-__all__ = ['TIGHTEN', 'gated_run', 'sound_program', 'true_objective', 'exact_budget', 'nearby', 'near_bounds', 'solve_tight',
-           'lp_tightened', 'mip_importance', 'check_certificate', 'enumerated_exchanges', 'pattern_program',
-           'auto_importance', 'as_chain', 'block_importance']
+__all__ = ['TIGHTEN', 'gated_run', 'sound_program', 'true_objective', 'exact_budget', 'nearby', 'no_empty_layer', 'near_bounds',
+           'solve_tight', 'lp_tightened', 'mip_importance', 'check_certificate', 'enumerated_exchanges',
+           'pattern_program', 'auto_importance', 'as_chain', 'block_importance']
 
 # %% ../nbs/25_mip.ipynb #40ef4400
 class _Sound(_Builder):
@@ -213,6 +213,14 @@ def nearby(
     if len(gone): rows,lo,hi = rows+[(gone, np.ones(len(gone)))],lo+[-np.inf],hi+[k]
     return replace(_add_rows(p, rows, lo, hi), region=f'{p.region}; at most {k} units exchanged')
 
+# %% ../nbs/25_mip.ipynb #87a177d3
+def no_empty_layer(
+    p:Program, # From `sound_program(..., gate='multiply')`
+)->Program:
+    "Only selections that keep a unit in every layer, which `remove` can carry out"
+    own = [*_score_columns(p).values()]
+    return replace(_add_rows(p, [(c, np.ones(len(c))) for c in own], np.ones(len(own)), np.full(len(own), np.inf)), region=f'{p.region}; no layer empty')
+
 # %% ../nbs/25_mip.ipynb #1e7c3a88
 def _most(t, k): # sum of the k largest positive parts over the first dimension
     return t.clamp(min=0).topk(min(k, len(t)), 0).values.sum(0)
@@ -380,13 +388,14 @@ def _local(net, x, y, s, lam, cost, radius, tighten, protect, gap, deadline, pro
     far = max(np.abs(new[n]-s[n]).max() for n in s); value = true_objective(net, x, y, new, lam, cost)
     return new,s,_about(sol.certificate, value, f'scores within {radius:g} of a center that lies {far:.3g} from these, true signs'),sol.history,signs,rounds
 
-# %% ../nbs/25_mip.ipynb #d9566afa
+# %% ../nbs/25_mip.ipynb #b552f9df
 def _binary(net, x, y, s, lam, cost, budget, exchanges, tighten, protect, gap, deadline, progress):
     "Solve for a selection, from `s` if it is one that fits; with exchanges, move on while it pays. Returns what `_local` returns"
     s = {n:np.round(v) if n not in protect else np.ones_like(v) for n,v in s.items()}; cost = None if budget else cost
     lo,hi = _box(net, {n:np.full_like(v, .5) for n,v in s.items()}, .5, protect)
     for rounds in range(1, 101):
         p = sound_program(net, x, y, lo, hi, 'multiply', s, near_bounds(net, x, s, exchanges) if exchanges else None, tighten!='interval')
+        p = no_empty_layer(p)
         if budget: p = exact_budget(p, budget)
         if exchanges: p = nearby(p, exchanges)
         fits = p.violation(p.dense)<=FEASIBLE; here = p.objective(p.dense, lam, p.sparsity(cost)) if fits else np.inf
@@ -395,10 +404,10 @@ def _binary(net, x, y, s, lam, cost, budget, exchanges, tighten, protect, gap, d
         if stay or not exchanges or sol.certificate.status!='optimal' or rounds==100: break
         s = new
     if stay: return s,s,_about(sol.certificate, here, p.region),sol.history,signs,rounds
-    if not np.isfinite(sol.certificate.objective): raise ValueError(f"budget: found no selection over {p.region} ({sol.certificate.status}); ask for less, give more time, or a start= that meets it")
+    if not np.isfinite(sol.certificate.objective): raise ValueError(f"found no selection over {p.region} ({sol.certificate.status}); ask for less, give more time, or a start= that fits")
     return new,s,_about(sol.certificate, sol.certificate.objective, p.region),sol.history,signs,rounds
 
-# %% ../nbs/25_mip.ipynb #2536aa0a
+# %% ../nbs/25_mip.ipynb #69fc8d75
 def mip_importance(
     model:nn.Module, # Trained network that returns logits; a chain that `trace` reads
     x:Tensor,        # Calibration images, shape (n, *image shape)
@@ -406,7 +415,7 @@ def mip_importance(
     lam:float=5.,    # Weight of the cross-entropy, > 0
     cost:str='units', # What the sparsity term counts; without meaning under a budget
     radius:float=.1, # Half-width of the box around the scores, in (0, 1]; 1 is every score. Not used with `binary`
-    binary:bool=False, # Look for a selection, scores 0 and 1, in place of scores
+    binary:bool=False, # Look for a selection, scores 0 and 1, in place of scores; a unit of every layer stays
     budget:dict|None=None, # With `binary`: dict(params=f), dict(macs=f), dict(units=f) or dict(latency=f), met exactly
     exchanges:int=0, # With `binary`: at most so many units go and so many come back at a time, again and again until none helps; 0: any selection
     start:Importance|dict|None=None, # Scores to start from; None descends first, on the same images
@@ -425,7 +434,7 @@ def mip_importance(
     s,center,cert,history,signs,rounds = _binary(*args, budget, exchanges, *tail) if binary else _local(*args, radius, *tail)
     note = f'{signs} undecided signs, {rounds} program{"s" if rounds>1 else ""}, {spent:.1f} s to start'
     cert = replace(cert, seconds=time.time()-t0, note='; '.join(filter(None, [cert.note, note])))
-    settings = dict(center={n:v.tolist() for n,v in center.items()}, lam=lam, cost=cost, radius=radius, binary=binary, budget=budget, exchanges=exchanges, protect=list(protect),
+    settings = dict(center={n:v.tolist() for n,v in center.items()}, lam=lam, cost=cost, radius=radius, binary=binary, budget=budget, exchanges=exchanges, least=int(binary), protect=list(protect),
         gap=gap, tighten=tighten, time_limit=time_limit, seed=seed, n=len(x), history=[list(map(float, h)) for h in history])
     return Importance({n:torch.from_numpy(np.asarray(v)).float() for n,v in s.items()}, cert, net.costs, 'mip', settings)
 
