@@ -383,7 +383,7 @@ def _mean_loss(G, plan, S, H, x, y, loss): # over all images; H are their inputs
     u = plan.spread(S); k = G.batch if H is not None else min(1000, G.batch); heads = H.split(k) if H is not None else (G.head(b.to(y.device)) for b in x.split(k))
     return sum(loss(G.tail(h, u), c).sum().item() for h,c in zip(heads, y.split(k)))/len(y)
 
-# %% ../nbs/07_descent.ipynb #d15d64af
+# %% ../nbs/07_descent.ipynb #3cfbeb7b
 _CE = partial(F.cross_entropy, reduction='none')
 
 def _gated(net, gate, device):
@@ -395,7 +395,7 @@ def _gated(net, gate, device):
 def _setup(model, x, y, gate, budget, groups, protect, caps):
     "Network, gated network, plan, images and labels on the model's device"
     if y is None: x,y = tensors(x)
-    y = torch.as_tensor(y); device = next(model.parameters()).device; net = read_network(model, x, budget)
+    y = torch.as_tensor(y); net = read_network(model, x, budget); device = next(model.parameters()).device
     if y.shape!=(len(x),) or y.is_floating_point() or y.min()<0 or y.max()>=net.classes: raise ValueError(f'y: expected {len(x)} whole-number labels in 0..{net.classes-1}')
     if not x.isfinite().all(): raise ValueError('x: holds NaN or infinite values')
     G = _gated(net, gate, device)

@@ -68,14 +68,15 @@ class OnnxNetwork:
         try: return torch.from_numpy(self.session.run(None, {self.name:x.detach().cpu().numpy()})[0])
         except Exception as e: raise ValueError(f'images of shape {tuple(x.shape)} and type {x.dtype} do not fit the network ({e})') from e
 
-# %% ../nbs/27_export.ipynb #0fe33004
+# %% ../nbs/27_export.ipynb #67a2b49b
 @torch.no_grad()
 def time_in_turn(
     runs:dict, # Name -> function without arguments
     rounds:int=15, # How often each gets its turn
     least:float=2., # Milliseconds of a turn, at least: quick functions are called several times in it
 )->dict: # Name -> median over the rounds of the milliseconds of processor time per call
-    "Time functions against each other, in interleaved rounds on one thread of PyTorch"
+    "Time functions against each other, in interleaved rounds on one thread of PyTorch; ValueError for less than one round"
+    if rounds<1: raise ValueError(f'rounds: expected a whole number >= 1, got {rounds}')
     def turn(f, n): t = time.process_time(); [f() for _ in range(n)]; return (time.process_time()-t)*1000/n
     with one_thread():
         first = {k:(f(), turn(f, 1))[1] for k,f in runs.items()}

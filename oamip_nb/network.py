@@ -268,16 +268,24 @@ def _chain(gm):
             calls.append(_module_of(n, mods)); prev = n
     return calls
 
-# %% ../nbs/02_network.ipynb #c1ff028d
+# %% ../nbs/02_network.ipynb #c11feb4d
 class _Tracer(torch.fx.Tracer):
     "Records modules of the types `leaves` as one call each"
     def __init__(self, leaves): super().__init__(); self.leaves = leaves
     def is_leaf_module(self, m, path): return isinstance(m, self.leaves) or super().is_leaf_module(m, path)
 
+def _check_plain(model):
+    "NotImplementedError names a layer whose weights something else computes"
+    for n,m in model.named_modules():
+        if isinstance(m, (nn.Linear, nn.Conv2d)) and not {'weight','bias'}<={*m._parameters}:
+            raise NotImplementedError(f"layer '{n}': its weights are computed by a parametrization or a hook; make them plain first, with torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove")
+
 def _record(model, leaves=()):
     "The torch.fx record of `model`, from a copy in evaluation mode"
     try: root = copy.deepcopy(model).cpu().eval(); return torch.fx.GraphModule(root, _Tracer(leaves).trace(root))
-    except Exception as e: raise NotImplementedError(f'torch.fx cannot record {type(model).__name__} ({e}); its forward may not depend on the values of its input') from e
+    except Exception as e:
+        _check_plain(model)
+        raise NotImplementedError(f'torch.fx cannot record {type(model).__name__} ({e}); its forward may not depend on the values of its input') from e
 
 def _stages(calls, fold_bn):
     "Stages of the recorded calls, and which BatchNorm reads which layer"

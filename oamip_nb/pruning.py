@@ -84,7 +84,7 @@ def from_dict(cls:Selection, d:dict)->Selection: # `d` as `to_dict` made it
     try: return cls({n:_keep_vector(n, e) for n,e in d['keep'].items()}, tuple(d['spared']), dict(d['rule']))
     except (KeyError, TypeError, AttributeError) as e: raise ValueError(f'not a stored selection: {type(e).__name__} {e}') from e
 
-# %% ../nbs/10_pruning.ipynb #07d686e6
+# %% ../nbs/10_pruning.ipynb #0b90cce0
 def _checked_scores(imp, costs):
     "Scores as a dictionary of vectors and the costs, or an error that names the layer"
     scores,costs = getattr(imp,'scores',imp),costs or getattr(imp,'costs',None)
@@ -93,7 +93,7 @@ def _checked_scores(imp, costs):
     units = {l.name:l.outputs for l in costs.layers} if costs else {n:len(s) for n,s in scores.items() if s.dim()}
     for n,s in scores.items():
         if n not in units: raise ValueError(f"scores for '{n}', which is no layer of the network; its layers: {', '.join(units)}")
-        if s.dim()!=1 or len(s)!=units[n]: raise ValueError(f"layer '{n}': {units[n]} units need a vector of {units[n]} scores, got shape {tuple(s.shape)}")
+        if s.dim()!=1 or len(s)!=units[n] or not len(s): raise ValueError(f"layer '{n}': {units[n]} units need a vector of {units[n]} scores, got shape {tuple(s.shape)}")
         if not s.isfinite().all(): raise ValueError(f"layer '{n}': scores hold NaN or infinite values; score the network again")
     return scores,costs
 
@@ -251,13 +251,19 @@ def _silence(m, gone):
         if p is not None: p[gone] = 0
     if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.weight is None and m.running_mean is not None: m.running_mean[gone] = 0
 
-# %% ../nbs/10_pruning.ipynb #bc0a7c4e
+# %% ../nbs/10_pruning.ipynb #ada25db6
+def _check_selection(sel):
+    "TypeError for what is no `Selection`"
+    if not isinstance(sel, Selection): raise TypeError(f'sel: expected a Selection, as select makes one of scores, got {type(sel).__name__}')
+
+# %% ../nbs/10_pruning.ipynb #597201ec
 @torch.no_grad()
 def mask(
     model:nn.Module, # Dense network; it is copied, not changed
     sel:Selection,   # Units to keep
 )->nn.Module: # Same shapes; every removed unit sends exactly 0
     "A copy with the removed units silenced; ValueError if the selection belongs to another network, the errors of `structure`"
+    _check_selection(sel)
     if (s := structure_for(model, sel.keep)) is not None: return s.mask(model, sel.keep)
     _checked_layers(model, sel)
     new,behind = copy.deepcopy(model),_norms_behind(model, sel.keep)
@@ -269,7 +275,7 @@ def mask(
             _silence(mods[b], gone.repeat_interleave(width//len(gone)))
     return new
 
-# %% ../nbs/10_pruning.ipynb #a132a76e
+# %% ../nbs/10_pruning.ipynb #be79a815
 @contextmanager
 def _traceable(model):
     "Evaluation mode and gradients for every parameter, the caller's flags restored after"
@@ -284,7 +290,7 @@ def _traceable(model):
 def _example(model, x):
     "One image as a plain tensor where the model is; ValueError for what is no batch of images"
     if not isinstance(x, Tensor) or x.dim()<2: raise ValueError(f"x: expected images as a tensor of shape (n, ...), got {type(x).__name__} {tuple(getattr(x, 'shape', ()))}")
-    p = next(model.parameters())
+    p = next(model.parameters(), torch.empty(0))
     return x[:1].detach().as_subclass(Tensor).to(p.device, p.dtype)
 
 def _check_fits(model, x):
@@ -293,12 +299,15 @@ def _check_fits(model, x):
         with torch.no_grad(): copy.deepcopy(model).eval()(_example(model, x))
     except RuntimeError as e: raise ValueError(f'x: images of shape {tuple(x.shape)} do not fit this {type(model).__name__} ({e})') from e
 
-# %% ../nbs/10_pruning.ipynb #f35fcfbd
+# %% ../nbs/10_pruning.ipynb #40ddf45a
+def _pruning_group(graph, m, units):
+    "The units of a layer and what goes with them, as Torch-Pruning says"
+    return graph.get_pruning_group(m, tp.prune_linear_out_channels if isinstance(m, nn.Linear) else tp.prune_conv_out_channels if m.groups==1 else tp.prune_depthwise_conv_out_channels, units)
+
 def _group(graph, name, m, gone):
     "Everything that must go with the units `gone` of layer `m`"
-    linear = isinstance(m, nn.Linear)
-    if not linear and m.groups>1: raise NotImplementedError(f"layer '{name}': units of a grouped convolution cannot be removed; use mask")
-    g = graph.get_pruning_group(m, tp.prune_linear_out_channels if linear else tp.prune_conv_out_channels, gone)
+    if isinstance(m, nn.Conv2d) and m.groups>1: raise NotImplementedError(f"layer '{name}': units of a grouped convolution cannot be removed; use mask")
+    g = _pruning_group(graph, m, gone)
     for dep,_ in g:
         other = dep.target.module
         coupled = isinstance(other, nn.Conv2d) and other.groups>1 or isinstance(other, (nn.Linear, nn.Conv2d)) and graph.is_out_channel_pruning_fn(dep.handler)
@@ -332,7 +341,7 @@ def _repaired(new, model, sel, x, how):
     try: return _refit(new, model, sel, x, how)[0]
     except NotImplementedError as e: raise NotImplementedError(f'repair={how!r}: {e} With repair=None the weights stay as they are.') from e
 
-# %% ../nbs/10_pruning.ipynb #08d8e09f
+# %% ../nbs/10_pruning.ipynb #02a3e471
 def remove(
     model:nn.Module, # Dense network; it is copied, not changed
     sel:Selection,   # Units to keep
@@ -341,7 +350,7 @@ def remove(
 )->nn.Module: # Physically smaller network; without repair it has the outputs of `mask(model, sel)`
     "A copy without the removed units; ValueError if the selection belongs to another network, NotImplementedError for units that cannot go and for a repair of what is no chain"
     if repair is not None and repair not in HOWS: raise ValueError(f"repair={repair!r}: expected None, {', '.join(map(repr, HOWS))}")
-    s = structure_for(model, sel.keep); new = _without(model, sel, x) if s is None else _ran(s.remove(model, sel.keep), model, x)
+    _check_selection(sel); s = structure_for(model, sel.keep); new = _without(model, sel, x) if s is None else _ran(s.remove(model, sel.keep), model, x)
     return new if repair is None else _repaired(new, model, sel, x, repair)
 
 # %% ../nbs/10_pruning.ipynb #c7a6c43d
@@ -566,7 +575,7 @@ def to_csv(self:Report,
     self.df.assign(**_versions(), **_hardware()).to_csv(path, index=False)
     return path
 
-# %% ../nbs/10_pruning.ipynb #e99d371b
+# %% ../nbs/10_pruning.ipynb #e2df9ef1
 _FORMAT = 'oamip_nb.pruned/1'
 
 def save_pruned(
@@ -576,7 +585,10 @@ def save_pruned(
     x:Tensor,        # Images, shape (n, ...); only their shape is stored
     **info, # More to store, JSON-able: class names, method, accuracy ...
 )->Path: # The same path
-    "Save a pruned network as tensors and JSON; `load_pruned` reads it"
+    "Save a pruned network as tensors and JSON; `load_pruned` reads it; TypeError names what JSON cannot hold"
+    for k,v in info.items():
+        try: json.dumps(v)
+        except TypeError as e: raise TypeError(f'{k}: expected numbers, strings, lists or dictionaries, got {type(v).__name__} ({e}); of a tensor give .tolist()') from e
     with torch.no_grad(): classes = copy.deepcopy(small).eval()(_example(small, x)).shape[-1]
     write_tensors(path, small.state_dict(), _FORMAT,
         dict(package=__version__, selection=sel.to_dict(), shape=list(x.shape[1:]), classes=classes, info=info))
