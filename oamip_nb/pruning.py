@@ -84,7 +84,7 @@ def from_dict(cls:Selection, d:dict)->Selection: # `d` as `to_dict` made it
     try: return cls({n:_keep_vector(n, e) for n,e in d['keep'].items()}, tuple(d['spared']), dict(d['rule']))
     except (KeyError, TypeError, AttributeError) as e: raise ValueError(f'not a stored selection: {type(e).__name__} {e}') from e
 
-# %% ../nbs/10_pruning.ipynb #0b90cce0
+# %% ../nbs/10_pruning.ipynb #f30b223a
 def _checked_scores(imp, costs):
     "Scores as a dictionary of vectors and the costs, or an error that names the layer"
     scores,costs = getattr(imp,'scores',imp),costs or getattr(imp,'costs',None)
@@ -93,7 +93,8 @@ def _checked_scores(imp, costs):
     units = {l.name:l.outputs for l in costs.layers} if costs else {n:len(s) for n,s in scores.items() if s.dim()}
     for n,s in scores.items():
         if n not in units: raise ValueError(f"scores for '{n}', which is no layer of the network; its layers: {', '.join(units)}")
-        if s.dim()!=1 or len(s)!=units[n] or not len(s): raise ValueError(f"layer '{n}': {units[n]} units need a vector of {units[n]} scores, got shape {tuple(s.shape)}")
+        if s.dim()!=1 or len(s)!=units[n]: raise ValueError(f"layer '{n}': {units[n]} units need a vector of {units[n]} scores, got shape {tuple(s.shape)}")
+        if not len(s): raise ValueError(f"layer '{n}': has no scores; score the network again")
         if not s.isfinite().all(): raise ValueError(f"layer '{n}': scores hold NaN or infinite values; score the network again")
     return scores,costs
 
@@ -256,13 +257,13 @@ def _check_selection(sel):
     "TypeError for what is no `Selection`"
     if not isinstance(sel, Selection): raise TypeError(f'sel: expected a Selection, as select makes one of scores, got {type(sel).__name__}')
 
-# %% ../nbs/10_pruning.ipynb #597201ec
+# %% ../nbs/10_pruning.ipynb #93680633
 @torch.no_grad()
 def mask(
     model:nn.Module, # Dense network; it is copied, not changed
     sel:Selection,   # Units to keep
 )->nn.Module: # Same shapes; every removed unit sends exactly 0
-    "A copy with the removed units silenced; ValueError if the selection belongs to another network, the errors of `structure`"
+    "A copy with the removed units silenced; TypeError for what is no `Selection`, ValueError if the selection belongs to another network, the errors of `structure`"
     _check_selection(sel)
     if (s := structure_for(model, sel.keep)) is not None: return s.mask(model, sel.keep)
     _checked_layers(model, sel)
@@ -341,14 +342,14 @@ def _repaired(new, model, sel, x, how):
     try: return _refit(new, model, sel, x, how)[0]
     except NotImplementedError as e: raise NotImplementedError(f'repair={how!r}: {e} With repair=None the weights stay as they are.') from e
 
-# %% ../nbs/10_pruning.ipynb #02a3e471
+# %% ../nbs/10_pruning.ipynb #c8891301
 def remove(
     model:nn.Module, # Dense network; it is copied, not changed
     sel:Selection,   # Units to keep
     x:Tensor,        # Images, shape (n, ...); one records the graph, a repair uses all
     repair:str|None=None, # None: weights as they are; 'lstsq' or 'mean': refitted on `x` without training, see the function `repair`
 )->nn.Module: # Physically smaller network; without repair it has the outputs of `mask(model, sel)`
-    "A copy without the removed units; ValueError if the selection belongs to another network, NotImplementedError for units that cannot go and for a repair of what is no chain"
+    "A copy without the removed units; TypeError for what is no `Selection`, ValueError if the selection belongs to another network, NotImplementedError for units that cannot go and for a repair of what is no chain"
     if repair is not None and repair not in HOWS: raise ValueError(f"repair={repair!r}: expected None, {', '.join(map(repr, HOWS))}")
     _check_selection(sel); s = structure_for(model, sel.keep); new = _without(model, sel, x) if s is None else _ran(s.remove(model, sel.keep), model, x)
     return new if repair is None else _repaired(new, model, sel, x, repair)
