@@ -24,9 +24,9 @@ from .importance import Importance, read_tensors, write_tensors
 __all__ = ['GATES', 'Gated', 'saliency', 'harden', 'soft_error', 'near_accuracy', 'exchange', 'descent_importance',
            'descent_path']
 
-# %% ../nbs/07_descent.ipynb #29650e24
-def _cast(st, device): # a stage with float32 weights on the device
-    to = lambda t: None if t is None else t.float().to(device)
+# %% ../nbs/07_descent.ipynb #884ea4a7
+def _cast(st, device, dtype): # a stage with its weights on the device
+    to = lambda t: None if t is None else t.to(device, dtype)
     return Stage(st.name, st.kind, st.op, st.shape, to(st.weight), to(st.bias), st.gate)
 
 def _cut(stages, gate):
@@ -41,19 +41,20 @@ def _cut(stages, gate):
         i += 1
     return segs+[(cur, None)]
 
-# %% ../nbs/07_descent.ipynb #de712fcf
+# %% ../nbs/07_descent.ipynb #945a4d60
 GATES = ('multiply','subtract')
 
 class Gated:
-    "A traced network cut at its gates, in float32 on a device"
+    "A traced network cut at its gates, on a device"
     batch = 2500 # images at a time
     def __init__(self,
         net:Network, # From `trace`
         gate:str='multiply', # One of `GATES`
         device='cpu', # Where to compute
+        dtype=torch.float32, # Of the weights, and of the images that it takes
     ):
         if gate not in GATES: raise ValueError(f"gate: expected one of {', '.join(GATES)}, got '{gate}'")
-        self.net,self.kind,self.segs = net,gate,_cut([_cast(s, device) for s in net.stages], gate)
+        self.net,self.kind,self.segs = net,gate,_cut([_cast(s, device, dtype) for s in net.stages], gate)
         self.layers = [g.gate for _,g in self.segs[:-1]]; self.links = [g.kind=='gate' for _,g in self.segs[:-1]]
         self.narrow = gate=='multiply' and all(s.weight.dim()==2 or (s.weight.dim()==4 and s.op.keywords['groups']==1) for seg,_ in self.segs for s in seg if s.kind=='affine')
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from oamip_nb.descent import descent_importance
+from oamip_nb.descent import Gated, descent_importance
 from oamip_nb.importance import Importance, neuron_importance
-from oamip_nb.mip import block_importance, check_certificate, enumerated_exchanges, gated_run, lp_tightened, mip_importance, near_bounds, sound_program, true_objective
+from oamip_nb.mip import _Around, _moves, block_importance, check_certificate, enumerated_exchanges, gated_run, lp_tightened, mip_importance, near_bounds, sound_program, true_objective
 from oamip_nb.models import resnet20
 from oamip_nb.network import trace
 from oracles import needs_oracles, trained
@@ -87,15 +87,32 @@ def test_linear_programs_lose_no_better_point(lo, fewer):
     assert max(v for v, f in zip(bad, values) if f <= best) <= 1e-6 < max(bad)  # what is worse may go, and some of it does
 
 
+@pytest.mark.parametrize("k, room", [(1, None), (2, None), (2, 50), (3, 50)])
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_enumerated_exchanges_by_brute_force(seed, conv):
+def test_enumerated_exchanges_by_brute_force(seed, conv, k, room, monkeypatch):
+    if room: monkeypatch.setattr(_Around, "room", room)  # many small blocks, images one at a time
     model, x, y = small(seed, conv); net = trace(model, x); every = selections(net); b = dict(params=.3); room = .7*net.costs.full["params"]+1e-9; rng = np.random.default_rng(seed)
     fits = [s for s in every if net.costs.params({n: v.sum() for n, v in s.items()}) <= room and all(v.any() for v in s.values())]; start = fits[rng.integers(len(fits))]
-    value = lambda s: true_objective(net, x, y, s, 5., None, "multiply"); imp = enumerated_exchanges(model, x, y, start, b); at = {n: s.numpy() for n, s in imp.scores.items()}; c = imp.certificate
-    near = [s for s in fits if all(sum(((s[n] != at[n]) & (at[n] == v)).sum() for n in s) <= 1 for v in (0, 1))]
-    assert c.status == "optimal" and abs(value(at)-c.objective) < 1e-9 and c.bound <= min(map(value, near)) and min(map(value, near)) >= value(at)-1e-5 and value(at) <= value(start)+1e-9
+    value = lambda s: true_objective(net, x, y, s, 5., None, "multiply"); imp = enumerated_exchanges(model, x, y, start, b, exchanges=k); at = {n: s.numpy() for n, s in imp.scores.items()}; c = imp.certificate
+    near = [s for s in fits if all(sum(((s[n] != at[n]) & (at[n] == v)).sum() for n in s) <= k for v in (0, 1))]
+    assert c.status == "optimal" and abs(value(at)-c.objective) < 1e-9 and c.bound <= min(map(value, near)) and c.gap <= 1.1e-6/min(1., c.objective) and value(at) <= value(start)+1e-9
     with pytest.raises(ValueError, match="below the bound"): check_certificate(replace(imp, certificate=replace(c, bound=c.objective+.01)), model, x, y)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_losses_around_a_selection(conv):
+    "Every selection within two exchanges has the loss of the network that is masked so, whatever layer changes first"
+    model, x, y = small(1, conv); net = trace(model, x); G = Gated(net, dtype=torch.float64); S = [(torch.arange(k) % 2).double() for k in net.units.values()]; seen = 0
+    at = _Around(G, G.head(x.double()).detach(), y, S); images = torch.tensor([2, 0])
+    for k in (1, 2):
+        for move in _moves(at, k, [torch.rand(len(s)) for s in S], lambda out, new: True):
+            with torch.no_grad(): found = at.losses(move, images)
+            for row, losses in enumerate(found):
+                s = {n: v.clone() for n, v in zip(G.layers, S)}
+                for layer, unit, value in move: s[G.layers[layer]][unit[row]] = value
+                want = torch.nn.functional.cross_entropy(gated_run(net, x, s, "multiply")[-1], y, reduction="none")[images]; assert (losses-want).abs().max() < 1e-12; seen += 1
+    a, b = sum(int(s.sum()) for s in S), sum(int((1-s).sum()) for s in S); assert seen == (1+a+a*(a-1)//2)*(1+b+b*(b-1)//2)-1  # each once
 
 
 def test_program_contains_every_gated_run():

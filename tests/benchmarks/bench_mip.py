@@ -120,20 +120,25 @@ def exchange(removed, start, seed, images, many):
     return rows
 
 
-def program_exchange(k, removed, n, seed, goal, limit):
-    "What the program proves of exchanges around a selection by descent, within a time limit"
+def proved_exchange(k, how, removed, n, seed, goal, limit):
+    "What the program or the list of all exchanges proves around a selection by descent; the program within a time limit"
     model, dls, x, y = mnist(seed); b = dict(params=removed); xs, ys = calibration_batch(dls, n=n, seed=seed)
     with Clock() as t: imp = descent_importance(model, xs, ys, budget=b, seed=seed)
-    first = {n: s.float() for n, s in select(imp, **b).keep.items()}
-    with Clock() as u: c = mip_importance(model, xs, ys, binary=True, budget=b, exchanges=k, start=first, gap=goal, time_limit=limit*max(1., t.wall/t.cpu)).certificate
-    return dict(seconds=round(u.cpu, 2), objective=c.objective, bound=c.bound, gap=c.gap, status=c.status, note=c.note, highspy=version("highspy"))
+    keep = select(imp, **b).keep; first = {n: s.float() for n, s in keep.items()}
+    with Clock() as u:
+        if how == "program": out = mip_importance(model, xs, ys, binary=True, budget=b, exchanges=k, start=first, gap=goal, time_limit=limit*max(1., t.wall/t.cpu))
+        else: out = enumerated_exchanges(model, xs, ys, first, b, time_limit=None, exchanges=k)
+    c = out.certificate; now = {n: s > .5 for n, s in out.scores.items()}
+    return dict(seconds=round(u.cpu, 2), objective=c.objective, bound=c.bound, gap=c.gap, status=c.status, note=c.note, changed=int(sum((now[n] != keep[n]).sum() for n in keep)),
+                **{f"{k}_before": v for k, v in counted(model, dls, keep, x[:10_000]).items() if k in ("plain", "repaired")}, **counted(model, dls, now, x[:10_000]), highspy=version("highspy"))
 
 
 def exchanges(out):
-    limits = dict(goal=1e-2, limit=30.)
+    proofs, limits = Path(out).with_name("mip_exchange_proofs.csv"), dict(goal=1e-2, limit=30.)
+    sweep(partial(proved_exchange, **limits), dict(k=[1, 2], how=["program", "enumeration"], removed=[.85], n=[10]), (0,), proofs, limits, progress=print)
     for images, removed, starts in ((50, .85, ["few", "many"]), (500, .85, ["many"]), (50, .7, ["few", "many"])):
         fixed = dict(images=images, many=5000); sweep(partial(exchange, **fixed), dict(removed=[removed], start=starts), (0, 1), out, fixed, progress=print)
-    sweep(partial(program_exchange, **limits), dict(k=[1, 2], removed=[.85], n=[10]), (0,), Path(out).with_name("mip_exchange_programs.csv"), limits, progress=print)
+    sweep(partial(proved_exchange, **limits), dict(k=[1, 2], how=["enumeration"], removed=[.85], n=[50]), (0,), proofs, limits, progress=print)
 
 
 @lru_cache
