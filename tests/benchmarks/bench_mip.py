@@ -138,7 +138,6 @@ def exchanges(out):
     sweep(partial(proved_exchange, **limits), dict(k=[1, 2], how=["program", "enumeration"], removed=[.85], n=[10]), (0,), proofs, limits, progress=print)
     for images, removed, starts in ((50, .85, ["few", "many"]), (500, .85, ["many"]), (50, .7, ["few", "many"])):
         fixed = dict(images=images, many=5000); sweep(partial(exchange, **fixed), dict(removed=[removed], start=starts), (0, 1), out, fixed, progress=print)
-    sweep(partial(proved_exchange, **limits), dict(k=[1, 2], how=["enumeration"], removed=[.85], n=[50]), (0,), proofs, limits, progress=print)
 
 
 @lru_cache
