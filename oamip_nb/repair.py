@@ -425,21 +425,60 @@ def _fits(D, net, layers, take, ridge, seed):
         g += ridge*g.diagonal().mean()*torch.eye(len(g), dtype=g.dtype)
         yield name,g,(mom['c'][0]/mom['n']).cpu(),float(mom['spread'].sum()/mom['n']),m.weight[0].numel()//net.units[name]
 
-# %% ../nbs/16_repair.ipynb #839f059a
-def _widths(fits, spreads, cost, keep):
-    "(units kept per layer, layers in the order in which they lose a unit) so that `cost` of what stays is at most `keep`"
-    k,order = {n:f.n for n,f in fits.items()},[]
-    full = cost(k); reached = lambda k: 1-cost(k)/full>=1-keep-1e-12
-    rises = {n:f.rises() for n,f in fits.items()}
-    while not reached(k):
-        free = [n for n in k if k[n]>1]
-        if not free: raise ValueError(f'with one unit left in every layer that may shrink only {1-cost(k)/full:.4f} goes, not {1-keep:.4f}; ask for less')
-        rate = {n:float(rises[n].min())/spreads[n]/(cost(k)-cost(k|{n:k[n]-1})) for n in free}
-        n = min(rate, key=rate.get)
-        fits[n].drop(int(rises[n].argmin())); rises[n] = fits[n].rises(); k[n] -= 1; order.append(n)
-    for n in reversed(k):
-        while k[n]<fits[n].n and reached(k|{n:k[n]+1}): k[n] += 1; order.reverse(); order.remove(n); order.reverse()
-    return k,order
+# %% ../nbs/16_repair.ipynb #c934f1de
+class _Widths:
+    "Units per layer at a budget; one elimination per layer, as deep as it is asked for"
+    def __init__(self, fits, spreads, cost, keep): # Layer path -> `_Fit` and -> variance of its targets, cost of units per layer, part of the cost that may stay
+        self.fits,self.spreads,self.cost,self.keep = fits,spreads,cost,keep
+        self.most = {n:f.n for n,f in fits.items()}; self.full = cost(self.most); self.errors = {n:{k:0.} for n,k in self.most.items()}
+
+    def error(self, n, k): # of the fit behind layer `n` with `k` units, as a share of the variance of its targets
+        f,e = self.fits[n],self.errors[n]
+        while (m := len(f.kept))>k: r = f.rises(); j = int(r.argmin()); e[m-1] = e[m]+float(r[j])/self.spreads[n]; f.drop(j)
+        return e[k]
+
+    def total(self, k): return sum(self.error(n, u) for n,u in k.items())
+    def holds(self, k): return 1-self.cost(k)/self.full>=1-self.keep-1e-12
+    def price(self, k, n): return (self.cost(k)-self.cost(k|{n:k[n]-1}))/self.full
+    def rate(self, k, n): return (self.error(n, k[n]-1)-self.error(n, k[n]))/self.price(k, n)
+
+# %% ../nbs/16_repair.ipynb #b71bae0b
+@patch
+def down(self:_Widths, k, held=None):
+    "Take units from all layers but `held`, the least error per cost first, until the budget holds"
+    k = dict(k)
+    while not self.holds(k):
+        free = [n for n in k if k[n]>1 and n!=held]
+        if not free: raise ValueError(f'with one unit left in every layer that may shrink only {1-self.cost(k)/self.full:.4f} goes, not {1-self.keep:.4f}; ask for less')
+        k[min(free, key=lambda n: self.rate(k, n))] -= 1
+    return k
+
+@patch
+def filled(self:_Widths, k):
+    "Give back what fits, the most error per cost first"
+    k = dict(k)
+    while fit := [n for n in k if k[n]<self.most[n] and self.holds(k|{n:k[n]+1})]: k[max(fit, key=lambda n: self.rate(k|{n:k[n]+1}, n))] += 1
+    return k
+
+@patch
+def order(self:_Widths, k):
+    "Layers in the order in which they lose their units on the way to the widths `k`"
+    now,out = dict(self.most),[]
+    while free := [n for n in now if now[n]>k[n]]: out.append(min(free, key=lambda n: self.rate(now, n))); now[out[-1]] -= 1
+    return out
+
+@patch
+def search(self:_Widths):
+    "Widths that meet the budget; a coarse layer keeps one unit more where that lowers the error of all layers together"
+    k = self.filled(self.down(self.most)); before = math.inf
+    while self.total(k)<before-1e-12:
+        best,before = k,self.total(k); tries = []
+        for n in k:
+            if k[n]==self.most[n] or self.price(up := k|{n:k[n]+1}, n)<=.01*self.keep: continue
+            try: tries.append(self.filled(self.down(up, n)))
+            except ValueError: pass # cannot be met with so many units in this layer
+        k = min(tries, key=self.total, default=k)
+    return best
 
 # %% ../nbs/16_repair.ipynb #9d28980b
 def _scores(net, fits, spreads, order, gone):
@@ -451,7 +490,7 @@ def _scores(net, fits, spreads, order, gone):
     for t,(_,n,u) in enumerate(sorted(left)): scores[n][u] = .99+.01*t/len(left)
     return scores
 
-# %% ../nbs/16_repair.ipynb #bc5cd270
+# %% ../nbs/16_repair.ipynb #6873161d
 @torch.no_grad()
 def refit_importance(
     model:nn.Module, # Trained network, a chain that `trace` reads; it is not changed
@@ -475,10 +514,10 @@ def refit_importance(
     raw = {n:o for n,*o in _fits(_Stream(_steps(model, like), x, batch, room), net, layers, math.ceil(positions/len(x)), ridge, seed)}
     fit = lambda n,cols=slice(None): _Fit(raw[n][0], raw[n][1][:,cols], raw[n][3], net.units[n])
     spreads = {n:o[2] or 1. for n,o in raw.items()}
-    k,order = _widths({n:fit(n) for n in raw}, spreads, getattr(net.costs, what), 1-frac)
+    widths = _Widths({n:fit(n) for n in raw}, spreads, getattr(net.costs, what), 1-frac); k = widths.search()
     fits,gone,names = {},{},[*net.units]
     for n in reversed(raw):
         nxt = names[names.index(n)+1] if n!=names[-1] else None
         fits[n] = fit(n, sorted(fits[nxt].kept) if nxt in fits else slice(None)); gone[n] = fits[n].shrink(k[n], swaps)
     settings = dict(budget={what:frac}, protect=list(protect), n=len(x), positions=positions, ridge=ridge, swaps=swaps, seed=seed, kept=k)
-    return Importance(_scores(net, {n:fits[n] for n in raw}, spreads, order, gone), None, net.costs, 'refit', settings)
+    return Importance(_scores(net, {n:fits[n] for n in raw}, spreads, widths.order(k), gone), None, net.costs, 'refit', settings)
