@@ -147,7 +147,7 @@ def _prefix_length(scores, which, removable, what, frac, costs):
     if k is None: raise ValueError(f'{what}={frac}: with one unit left in every layer only {gone(len(removable)):.4f} of the {what} goes; ask for less')
     return k
 
-# %% ../nbs/10_pruning.ipynb #5e2e49ad
+# %% ../nbs/10_pruning.ipynb #d3cdfdfe
 def _above(s, threshold):
     "Units of one layer that stay, and whether the layer had to be spared"
     keep = s.double()>=s.double().mean() if threshold=='mean' else s>=threshold
@@ -167,12 +167,23 @@ def _ties(scores, which, unit, go, scope):
     same = (v==v[go[-1]])&((scope=='global')|(which==which[go[-1]])); n = int(same[go].sum())
     return v[go[-1]],n,int(same.sum())-n
 
-def _by_fraction(scores, what, frac, scope, costs):
+def _given_back(scores, which, go, what, frac, costs):
+    "The part of `go` that is still removed after the last to go have come back where they fit"
+    left = {n:len(s)-int((which[go]==i).sum()) for i,(n,s) in enumerate(scores.items())}; cost,stay = getattr(costs, what),[]
+    full = cost({n:len(s) for n,s in scores.items()})
+    for p in go[::-1]:
+        n = list(scores)[which[p]]; more = left|{n:left[n]+1}
+        if 1-cost(more)/full>=frac-1e-12: left = more
+        else: stay.append(p)
+    return np.array(stay[::-1], dtype=int)
+
+def _by_fraction(scores, what, frac, scope, costs, fill):
     "(keep, spared layers) for a fraction of `what`; a warning where the scores do not decide"
     which,unit = _order(scores.values(), scope)
     go,spared = _protect(which, lambda r: _prefix_length(scores, which, r, what, frac, costs))
     s,n,stay = _ties(scores, which, unit, go, scope) if len(go) else (0.,0,0)
     if stay: warnings.warn(f"{what}={frac} cuts among {n+stay} units of the same score {s:.4g}: {n} go, the first of them in forward order, and {stay} stay; the scores do not say which", stacklevel=3)
+    if fill and what!='units': go = _given_back(scores, which, go, what, frac, costs)
     return _to_keep(scores, which, unit, go),[list(scores)[i] for i in sorted(spared)]
 
 # %% ../nbs/10_pruning.ipynb #cffdb6f0
@@ -187,7 +198,7 @@ def _criterion(scope, given):
     if what!='threshold' and not (number and 0<=v<1): raise ValueError(f'{what}={v!r}: expected the fraction to remove, in [0,1)')
     return what,v
 
-# %% ../nbs/10_pruning.ipynb #d0f0e063
+# %% ../nbs/10_pruning.ipynb #39499595
 def select(
     imp, # `Importance`, or a dictionary layer path -> scores [units]; the lowest scores go first
     threshold:float|str|None=None, # Units with a score below it go; 'mean' stands for each layer's mean score
@@ -197,6 +208,7 @@ def select(
     latency:float|None=None, # Fraction of the milliseconds to remove, in [0,1), by layer times that were measured
     scope:str='global',     # 'global': one order over all layers, 'layer': the same fraction of each layer; no effect on a threshold
     costs:Costs|None=None,  # Costs of the network; needed with a dictionary for `params` and `macs`; for `latency`, `time_layers(trace(model, x)).costs`
+    fill:bool=False,        # Of a fraction: units that still fit come back, the last to go first; without, a larger fraction always takes units off a smaller one's
 )->Selection: # The units that stay; a fraction is met to within one unit
     "Choose the units to keep by exactly one criterion; ValueError for bad scores, and for a fraction that cannot be reached"
     what,v = _criterion(scope, dict(threshold=threshold, units=units, params=params, macs=macs, latency=latency))
@@ -206,9 +218,9 @@ def select(
     keep = {n:torch.ones(len(s), dtype=torch.bool) for n,s in scores.items()}
     free = {n:s for n,s in scores.items() if n not in fixed}
     if not free: raise ValueError('no layer of the network can lose units')
-    some,spared = _by_threshold(free, v) if what=='threshold' else _by_fraction(free, what, v, scope, costs)
+    some,spared = _by_threshold(free, v) if what=='threshold' else _by_fraction(free, what, v, scope, costs, fill)
     if spared: warnings.warn(f"every unit of {', '.join(spared)} was to go; each layer keeps its best unit", stacklevel=2)
-    return Selection(keep|some, tuple(spared), {what:v, 'scope':scope, 'method':getattr(imp,'method','scores')})
+    return Selection(keep|some, tuple(spared), {what:v, 'scope':scope, 'method':getattr(imp,'method','scores')}|({'fill':True} if fill else {}))
 
 # %% ../nbs/10_pruning.ipynb #eadb500e
 def select_like(
