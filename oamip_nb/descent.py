@@ -311,20 +311,21 @@ def prefixes(self:Gated, h, U):
     for l in range(1, len(U)): P.append(self.segment(l, self.gate(l-1, P[-1], U[l-1], None)))
     return P
 
-# %% ../nbs/07_descent.ipynb #75e48ea2
+# %% ../nbs/07_descent.ipynb #17a86675
 def _coarse(plan, S, M, budget):
     "Layers (number, units to keep) that keep less than their scores sum to, by one unit of more than a hundredth of what may stay"
     kept = plan.counts(M); c = prices(plan.costs, budget.what, kept)
     for l,(n,s,size) in enumerate(zip(plan.layers, S, plan.sizes)):
         if c[n]>.01*(1-budget.remove) and kept[n]<float((s.cpu()*size).sum())-1e-3: yield l,kept[n]+1
 
-def _rounded(G, plan, S, budget, key, H, y, late=lambda: False):
-    "The best of the roundings that meet the budget, with units held in coarse layers while that helps and there is time"
+def _rounded(G, plan, S, budget, key, H, y, rounds=20, late=lambda: False):
+    "The best of the roundings that meet the budget; up to `rounds` times with a unit more held in a coarse layer, while that helps and there is time"
     def tries(plan):
         for M in (harden(plan, S, budget, key), _by_score(plan, S, budget)):
             M = [m.to(y.device) for m in M]; yield G.mean_loss(H, y, plan.spread(M), near_accuracy),M,plan
     best = min(tries(plan), key=lambda t: t[0])
-    while not late():
+    for _ in range(rounds):
+        if late(): break
         more = []
         for l,k in _coarse(plan, S, best[1], budget):
             try: more += tries(best[2].holding(l, k))
@@ -440,7 +441,7 @@ def _watcher(key, path, progress, t0, time_limit, every=50):
         return key['budget'] is not None and t>.6*key['steps'] and max(float((s*(1-s)).max()) for s in S)<1e-4 # settled
     return watch
 
-# %% ../nbs/07_descent.ipynb #14a8fe5b
+# %% ../nbs/07_descent.ipynb #222fb655
 def descent_importance(
     model:nn.Module, # Trained network that returns logits; not changed. Its device is used, in bfloat16 on a GPU
     x,               # Calibration images (n, *image shape), n up to all there are; or a DataLoader
@@ -452,7 +453,7 @@ def descent_importance(
     steps:int=750,   # Steps of Adam, >= 1
     bs:int=512,      # Images per step
     lr:float=.02,    # First learning rate, falls along a cosine
-    search:int=20,   # Rounds of exchanges, 0 for none
+    search:int=20,   # Rounds of the search at the budget: one unit more in coarse layers, then exchanges, at most so many of each; 0 for none
     polar:float=20., # Under a budget: how hard the scores are pushed apart in the end, >= 0
     groups:dict|None=None, # Layer path -> group number of each unit (units,)
     protect=(),      # Layers that stay whole
@@ -498,7 +499,7 @@ def _with_weight(net, run, b, data, o, key, t0, checkpoint):
     scores = dict(zip(plan.layers, plan.spread([s.detach() for s in run['S']])))
     return _importance(net, scores, o['lam']*ce+r, status, t0, f'all scores in [0, 1], {G.kind} gates, {key["n"]} images', 'best found, not proven', key|dict(ce=ce))
 
-# %% ../nbs/07_descent.ipynb #134add56
+# %% ../nbs/07_descent.ipynb #584602ea
 def _looked_at(net):
     "Images that rounding and exchanges look at, drawn by the seed: 10 000, fewer for networks of more than 500 000 multiply-adds, at least 2 500"
     return int(min(10_000, max(2_500, 5e9/net.costs.full['macs'])))
@@ -514,7 +515,7 @@ def _with_budget(net, run, b, data, o, key, t0, checkpoint):
     S = [s.detach() for s in S]; soft = _mean_loss(G, plan, S, H, None, y, _CE)
     key_of = lambda M: _by_item(plan, saliency(G, H, y, plan.spread([m.to(y.device) for m in M]), _CE))
     late = lambda: o['limit'] is not None and time.time()-t0>o['limit']
-    M = _rounded(G, plan, S, b, key_of([s.round() for s in S]), H, y, late); hard = G.mean_loss(H, y, plan.spread(M), _CE)
+    M = _rounded(G, plan, S, b, key_of([s.round() for s in S]), H, y, o['search'], late); hard = G.mean_loss(H, y, plan.spread(M), _CE)
     M,before,after,swaps = exchange(G, plan, H, y, M, b, seed=o['seed'], rounds=o['search'], late=late) if o['search'] else (M, None, None, 0)
     if checkpoint is not None and status=='descended': Path(checkpoint).unlink(missing_ok=True)
     end = G.mean_loss(H, y, plan.spread(M), _CE); M = [m.cpu() for m in M]
