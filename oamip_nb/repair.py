@@ -442,7 +442,7 @@ class _Widths:
     def price(self, k, n): return (self.cost(k)-self.cost(k|{n:k[n]-1}))/self.full
     def rate(self, k, n): return (self.error(n, k[n]-1)-self.error(n, k[n]))/self.price(k, n)
 
-# %% ../nbs/16_repair.ipynb #b71bae0b
+# %% ../nbs/16_repair.ipynb #a7713279
 @patch
 def down(self:_Widths, k, held=None):
     "Take units from all layers but `held`, the least error per cost first, until the budget holds"
@@ -454,10 +454,10 @@ def down(self:_Widths, k, held=None):
     return k
 
 @patch
-def filled(self:_Widths, k):
-    "Give back what fits, the most error per cost first"
-    k = dict(k)
-    while fit := [n for n in k if k[n]<self.most[n] and self.holds(k|{n:k[n]+1})]: k[max(fit, key=lambda n: self.rate(k|{n:k[n]+1}, n))] += 1
+def filled(self:_Widths, k, by_rate):
+    "Give back what fits, the most error per cost first or from the last layer on"
+    k,last = dict(k),list(k).index
+    while fit := [n for n in k if k[n]<self.most[n] and self.holds(k|{n:k[n]+1})]: k[max(fit, key=lambda n: self.rate(k|{n:k[n]+1}, n) if by_rate else last(n))] += 1
     return k
 
 @patch
@@ -469,13 +469,15 @@ def order(self:_Widths, k):
 
 @patch
 def search(self:_Widths):
-    "Widths that meet the budget; a coarse layer keeps one unit more where that lowers the error of all layers together"
-    k = self.filled(self.down(self.most)); before = math.inf
+    "Widths that meet the budget; where much room is left a coarse layer keeps one unit more, if that lowers the error of all layers together"
+    low = self.down(self.most); k = self.filled(low, False)
+    if self.keep-self.cost(k)/self.full<=.01*self.keep: return k
+    k,before = self.filled(low, True),math.inf
     while self.total(k)<before-1e-12:
         best,before = k,self.total(k); tries = []
         for n in k:
             if k[n]==self.most[n] or self.price(up := k|{n:k[n]+1}, n)<=.01*self.keep: continue
-            try: tries.append(self.filled(self.down(up, n)))
+            try: tries.append(self.filled(self.down(up, n), True))
             except ValueError: pass # cannot be met with so many units in this layer
         k = min(tries, key=self.total, default=k)
     return best
