@@ -44,17 +44,16 @@ class Setting:
     size: int | None = None                 # pixels a side, where the images are shrunk
     n: int | None = None                    # training images, validation included; None for all
     every: int = 1                          # of the test images, one in so many
-    fill: bool = False                      # where one filter is a large part of the budget: the selections of the criteria get back what fits
 
 
 SETTINGS = dict(
     fc3=Setting("MNIST", 5, long=(.85,)),
     lenet5=Setting("MNIST", 3, long=(.85, .95), model=dict(padding=2, pool="max")),
-    lenet5_macs=Setting("MNIST", 3, "macs", (.3, .5, .7, .85), (), net="lenet5", same="lenet5", fill=True, model=dict(padding=2, pool="max")),
+    lenet5_macs=Setting("MNIST", 3, "macs", (.3, .5, .7, .85), (), net="lenet5", same="lenet5", model=dict(padding=2, pool="max")),
     conv5=Setting("CIFAR10", 10, "macs", (.5, .3, .7, .85, .95), (.7, .85), descent=dict(steps=500, bs=128, search=0), images=20_000, repair=5_000, shift=3),
     fc4=Setting("MNIST", 5, budgets=(.85, .95, .7, .5, .3), long=(.85,)),
     lenet5_cifar10=Setting("CIFAR10", 10, budgets=(.85, .7, .95, .5, .3), long=(.85,), net="lenet5", model=dict(pool="max"), images=20_000, repair=5_000, shift=2),
-    lenet5_cifar10_macs=Setting("CIFAR10", 10, "macs", (.3, .5, .7, .85), (), net="lenet5", same="lenet5_cifar10", fill=True, model=dict(pool="max"), images=20_000, repair=5_000, shift=2),
+    lenet5_cifar10_macs=Setting("CIFAR10", 10, "macs", (.3, .5, .7, .85), (), net="lenet5", same="lenet5_cifar10", model=dict(pool="max"), images=20_000, repair=5_000, shift=2),
     conv4=Setting("CIFAR10", 20, "macs", (.85, .7, .95, .5, .3), (.85,), (.85,), descent=dict(steps=300, bs=128, search=0), images=8_000, repair=2_000, shift=2, size=16, n=10_000, every=2),
     vgg7=Setting("CIFAR10", 10, budgets=(.85, .95, .7, .5, .3), tuned=(.85,), long=(.85,), model=dict(init="kaiming_normal", dropout=0.), descent=dict(steps=200, bs=64, search=0), images=4_000, repair=2_000,
         size=16, n=5_000, every=5))
@@ -115,7 +114,7 @@ def main(name, out, seeds):
     meta = dict(machine=f"{platform.machine()}, 1 thread", python=platform.python_version(), **{k: version(k) for k in ("torch", "fastai", "torch-pruning", "oamip_nb")}, **_hardware())
     def add(seed, removed, method, stage, model, seconds, really=None):
         k, n = count_correct(model, test)
-        rows.append(dict(network=name, what=s.what, seed=seed, removed=removed, method=method, stage=stage, right=k, n=n, really=really, cpu_seconds=round(seconds, 2), **meta))
+        rows.append(dict(network=name, what=s.what, seed=seed, removed=removed, method=method, stage=stage, right=k, n=n, really=really, fill=method in CRITERIA, cpu_seconds=round(seconds, 2), **meta))
         part = out.with_suffix(".part"); pd.DataFrame(rows).to_csv(part, index=False); os.replace(part, out)
         print(seed, removed, method, stage, f"{k/n:.4f}", f"{seconds:.1f} s", flush=True)
     for seed in seeds:
@@ -129,7 +128,7 @@ def main(name, out, seeds):
                 if not stages(method) and not (method == "descent" and stages("critical")): continue
                 t = time.process_time(); imp = importance(method, model, x, y, s, removed, seed, known); t = time.process_time()-t
                 if method == "descent": known["descent", removed] = imp
-                sel = select(imp, **{s.what: removed}, scope=CRITERIA.get(method, (0, "global"))[1], fill=s.fill and method in CRITERIA)
+                sel = select(imp, **{s.what: removed}, scope=CRITERIA.get(method, (0, "global"))[1], fill=method in CRITERIA)  # descent and refit fill their budgets themselves
                 left = getattr(imp.costs, s.what)(sel.kept)/imp.costs.full[s.what]; small = remove(model, sel, x[:1])
                 for stage in stages(method):
                     now = time.process_time()
