@@ -425,7 +425,7 @@ def _fits(D, net, layers, take, ridge, seed):
         g += ridge*g.diagonal().mean()*torch.eye(len(g), dtype=g.dtype)
         yield name,g,(mom['c'][0]/mom['n']).cpu(),float(mom['spread'].sum()/mom['n']),m.weight[0].numel()//net.units[name]
 
-# %% ../nbs/16_repair.ipynb #c934f1de
+# %% ../nbs/16_repair.ipynb #016e1303
 class _Widths:
     "Units per layer at a budget; one elimination per layer, as deep as it is asked for"
     def __init__(self, fits, spreads, cost, keep): # Layer path -> `_Fit` and -> variance of its targets, cost of units per layer, part of the cost that may stay
@@ -440,7 +440,7 @@ class _Widths:
     def total(self, k): return sum(self.error(n, u) for n,u in k.items())
     def holds(self, k): return 1-self.cost(k)/self.full>=1-self.keep-1e-12
     def price(self, k, n): return (self.cost(k)-self.cost(k|{n:k[n]-1}))/self.full
-    def rate(self, k, n): return (self.error(n, k[n]-1)-self.error(n, k[n]))/self.price(k, n)
+    def rate(self, k, n): return (self.error(n, k[n]-1)-self.error(n, k[n]))/max(self.price(k, n), 1e-12) # measured milliseconds may not fall
 
 # %% ../nbs/16_repair.ipynb #a7713279
 @patch
