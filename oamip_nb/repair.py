@@ -100,7 +100,7 @@ def _write(m, w, live, norm=None):
 # %% ../nbs/16_repair.ipynb #721ed2e2
 def _steps(model, like):
     "The calls of a traced network as [(path, module)], a copy in evaluation mode where `like` is; at least float32"
-    gm = _record(model).to(like.device, like.dtype).requires_grad_(False); steps = _chain(gm)
+    gm = _record(model).to(like.device, like.dtype, memory_format=torch.channels_last).requires_grad_(False); steps = _chain(gm)
     for _,m in steps:
         if hasattr(m, 'inplace'): m.inplace = False
         m.eval()
@@ -454,10 +454,10 @@ def down(self:_Widths, k, held=None):
     return k
 
 @patch
-def filled(self:_Widths, k, by_rate):
-    "Give back what fits, the most error per cost first or from the last layer on"
+def filled(self:_Widths, k, by_rate, held=None):
+    "Give back what fits, not to the layer `held`, the most error per cost first or from the last layer on"
     k,last = dict(k),list(k).index
-    while fit := [n for n in k if k[n]<self.most[n] and self.holds(k|{n:k[n]+1})]: k[max(fit, key=lambda n: self.rate(k|{n:k[n]+1}, n) if by_rate else last(n))] += 1
+    while fit := [n for n in k if n!=held and k[n]<self.most[n] and self.holds(k|{n:k[n]+1})]: k[max(fit, key=lambda n: self.rate(k|{n:k[n]+1}, n) if by_rate else last(n))] += 1
     return k
 
 @patch
@@ -482,8 +482,50 @@ def search(self:_Widths):
         k = min(tries, key=self.total, default=k)
     return best
 
+# %% ../nbs/16_repair.ipynb #c11mb002
+@patch
+def coarse(self:_Widths, k): return any(self.price(k, n)>.01*self.keep for n in k if k[n]>1)
+
+@patch
+def moved(self:_Widths, k, n, to):
+    "The widths `k` with `to` units in layer `n`: the other layers take or give until the budget is met"
+    return self.filled(self.filled(self.down(k|{n:to}, n), True, n), True)
+
+@patch
+def near(self:_Widths, k, share):
+    "Neighbours of the widths `k`: a share of the units of one layer more or less, at least one"
+    for n in k:
+        for step in (max(1, round(share*k[n])), -max(1, round(share*k[n]))):
+            to = min(max(k[n]+step, 1), self.most[n])
+            try:
+                if to!=k[n]: yield self.moved(k, n, to)
+            except ValueError: pass # cannot be met with so many units in this layer
+
+@patch
+def climb(self:_Widths, k, judge, tries):
+    "The best widths by `judge` (widths -> number, lower is better) on a climb from `k` with at most `tries` neighbours tried"
+    best,seen,share = judge(k),[k],.25
+    while True:
+        start = k
+        for new in self.near(k, share):
+            if new in seen: continue
+            if len(seen)>tries: return k
+            seen.append(new); value = judge(new)
+            if value<.99*best: k,best = new,value
+        if k==start:
+            if max(round(share*u) for u in k.values())<=1: return k
+            share /= 2
+
 # %% ../nbs/16_repair.ipynb #9d28980b
-def _scores(net, fits, spreads, order, gone):
+def _chosen(net, fit, k, swaps):
+    "Fits with `k` units left and the units that went, per layer: from the last to the first, each for the units that the next one keeps"
+    fits,gone,names = {},{},[*net.units]
+    for n in reversed(k):
+        nxt = names[names.index(n)+1] if n!=names[-1] else None
+        fits[n] = fit(n, sorted(fits[nxt].kept) if nxt in fits else slice(None)); gone[n] = fits[n].shrink(k[n], swaps)
+    return {n:fits[n] for n in k},gone
+
+def _scores(net, fits, gone, spreads, order):
     "Scores of all layers from the units that go"
     scores = {n:torch.ones(u) for n,u in net.units.items()}
     queue = {n:iter(g) for n,g in gone.items()}
@@ -491,6 +533,17 @@ def _scores(net, fits, spreads, order, gone):
     left = [(float(r)/spreads[n], n, u) for n,f in fits.items() for u,r in zip(f.kept, f.rises())]
     for t,(_,n,u) in enumerate(sorted(left)): scores[n][u] = .99+.01*t/len(left)
     return scores
+
+# %% ../nbs/16_repair.ipynb #c11mb006
+def _judge(model, scores, x, batch):
+    "Widths -> divergence of the repaired network's outputs from the dense ones, on images that did not repair it"
+    from oamip_nb.pruning import Selection, remove # which imports `repair`
+    like = _like(model); dense = copy.deepcopy(model).to(like.device, like.dtype).eval(); m = min(len(x)//2, 2000); fit,held = x[:m],x[m:2*m].split(batch)
+    p = [dense(h).log_softmax(1) for h in held]
+    def value(k):
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); small = remove(dense, Selection({n:s>.5 for n,s in scores(k).items()}), fit, repair='lstsq')
+        return sum(float(F.kl_div(small(h).log_softmax(1), q, log_target=True, reduction='sum')) for h,q in zip(held, p))/m
+    return value
 
 # %% ../nbs/16_repair.ipynb #6873161d
 @torch.no_grad()
@@ -506,10 +559,12 @@ def refit_importance(
     batch:int=500,    # Images per batch
     room:float=5e8,   # Bytes of activations to remember
     seed:int=0,       # Seed of the positions
+    tries:int|None=None, # Widths per layer that are tried at most, as removed and repaired networks; None means 24 if one unit is more than .01 of what may stay and no layer has over 1 024 inputs, else 0
 )->Importance: # Scores of method 'refit'
     "Scores for a network that `repair` will refit: elimination with refit of the next layer (after Hassibi & Stork 1993); ValueError for a budget that cannot be met"
     b = Budget.of({'params':.5} if budget is None else budget); what,frac = b.what,b.remove
     if not ridge>0: raise ValueError(f'refit_importance: ridge={ridge} must be positive')
+    if tries is not None and tries<0: raise ValueError(f'refit_importance: tries={tries} must be at least 0')
     like = _like(model); x = _images(x, n, like); net = trace_for(model, x, budget)
     layers = [l for l in net.removable if l in net.units and l not in protect]
     if not layers or {*protect}-{*net.units}: raise ValueError(f"protect={protect!r}: no layer is left to prune, or a name is none of {', '.join(net.units)}")
@@ -517,9 +572,8 @@ def refit_importance(
     fit = lambda n,cols=slice(None): _Fit(raw[n][0], raw[n][1][:,cols], raw[n][3], net.units[n])
     spreads = {n:o[2] or 1. for n,o in raw.items()}
     widths = _Widths({n:fit(n) for n in raw}, spreads, getattr(net.costs, what), 1-frac); k = widths.search()
-    fits,gone,names = {},{},[*net.units]
-    for n in reversed(raw):
-        nxt = names[names.index(n)+1] if n!=names[-1] else None
-        fits[n] = fit(n, sorted(fits[nxt].kept) if nxt in fits else slice(None)); gone[n] = fits[n].shrink(k[n], swaps)
-    settings = dict(budget={what:frac}, protect=list(protect), n=len(x), positions=positions, ridge=ridge, swaps=swaps, seed=seed, kept=k)
-    return Importance(_scores(net, {n:fits[n] for n in raw}, spreads, widths.order(k), gone), None, net.costs, 'refit', settings)
+    scores = lambda k: _scores(net, *_chosen(net, fit, k, swaps), spreads, widths.order(k))
+    if tries is None: tries = 24 if widths.coarse(k) and max(len(o[0]) for o in raw.values())<=1025 else 0 # columns and a bias
+    if tries and len(x)>1: k = widths.climb(k, _judge(model, scores, x, batch), tries)
+    settings = dict(budget={what:frac}, protect=list(protect), n=len(x), positions=positions, ridge=ridge, swaps=swaps, seed=seed, tries=tries, kept=k)
+    return Importance(scores(k), None, net.costs, 'refit', settings)
