@@ -57,7 +57,7 @@ def biprop(model, x, y):
     return epoch
 
 
-METHODS = dict(relaxed=score("relaxed"), published=score("published", time_limit=300.), box=box, descent=score("descent", budget=HALF, steps=50), refit=score("refit", budget=HALF), mint=mint, biprop=biprop, taylor=lambda model, x, y: partial(baseline_importance, "taylor", model, x, y))
+METHODS = dict(relaxed=score("relaxed"), published=score("published", time_limit=300.), box=box, descent=score("descent", budget=HALF, steps=50), refit=score("refit", budget=HALF, tries=0), mint=mint, biprop=biprop, taylor=lambda model, x, y: partial(baseline_importance, "taylor", model, x, y))
 MANY = dict(n=[1000, 2000, 4000, 8000], units=[64, 256, 512, 1024], layers=[2, 4, 8])
 FEW = dict(n=[10, 20, 40, 80, 160, 320], units=[32, 64, 128, 256, 512], layers=[1, 2, 4, 8])
 GRIDS = dict(relaxed=FEW, published=FEW|dict(units=FEW["units"][:4]), box=dict(n=[10, 20, 40, 160], units=[32, 64, 128, 256], layers=[1, 2, 4]), descent=MANY|dict(units=[64, 256, 512]), refit=MANY,

@@ -34,7 +34,7 @@ META = _versions()|dict(fasterai=version("fasterai"))|_hardware()
 def scored(score, repair=None):
     "A pruner from a function that scores: the units with the highest scores stay, as many as the budget allows"
     def prune(model, x, y, dls, seed):
-        imp = score(model, x, y, dls, seed); sel = select(imp, params=BUDGET)
+        imp = score(model, x, y, dls, seed); sel = select(imp, params=BUDGET, fill=True)
         return remove(model, sel, x[:5000], repair=repair)
     return prune
 
