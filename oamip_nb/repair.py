@@ -559,7 +559,7 @@ def refit_importance(
     batch:int=500,    # Images per batch
     room:float=5e8,   # Bytes of activations to remember
     seed:int=0,       # Seed of the positions
-    tries:int|None=None, # Widths per layer that are tried at most, as removed and repaired networks; None means 24 if one unit is more than .01 of what may stay and no layer has over 1 024 inputs, else 0
+    tries:int|None=None, # Widths per layer that are tried at most, as removed and repaired networks; None means 24 where one unit is more than .01 of what may stay and tries are cheap (at most a million multiply-adds, 1 024 inputs of a layer), else 0
 )->Importance: # Scores of method 'refit'
     "Scores for a network that `repair` will refit: elimination with refit of the next layer (after Hassibi & Stork 1993); ValueError for a budget that cannot be met"
     b = Budget.of({'params':.5} if budget is None else budget); what,frac = b.what,b.remove
@@ -573,7 +573,7 @@ def refit_importance(
     spreads = {n:o[2] or 1. for n,o in raw.items()}
     widths = _Widths({n:fit(n) for n in raw}, spreads, getattr(net.costs, what), 1-frac); k = widths.search()
     scores = lambda k: _scores(net, *_chosen(net, fit, k, swaps), spreads, widths.order(k))
-    if tries is None: tries = 24 if widths.coarse(k) and max(len(o[0]) for o in raw.values())<=1025 else 0 # columns and a bias
+    if tries is None: tries = 24 if widths.coarse(k) and net.costs.full['macs']<=1e6 and max(len(o[0]) for o in raw.values())<=1025 else 0 # columns and a bias
     if tries and len(x)>1: k = widths.climb(k, _judge(model, scores, x, batch), tries)
     settings = dict(budget={what:frac}, protect=list(protect), n=len(x), positions=positions, ridge=ridge, swaps=swaps, seed=seed, tries=tries, kept=k)
     return Importance(scores(k), None, net.costs, 'refit', settings)
