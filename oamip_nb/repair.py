@@ -346,9 +346,11 @@ def repair(
     return new,pd.DataFrame(table, columns=['layer','fit','columns','units','rows','before','after'])
 
 # %% ../nbs/16_repair.ipynb #a3f9e1c2
+def _inverse(g): return torch.cholesky_inverse(torch.linalg.cholesky(g))
+
 class _Fit:
-    "Least squares on the columns of some units; g, c: moments, units in blocks of `width` columns, then the bias"
-    def __init__(self, g, c, width, units): self.g,self.c,self.w,self.extra,self.n = g,c,width,len(g)-width*units,units; self.start(range(units))
+    "Least squares on the columns of some units; g, c: moments, units in blocks of `width` columns, then the bias; `inverse` of g, if known"
+    def __init__(self, g, c, width, units, inverse=None): self.g,self.c,self.w,self.extra,self.n = g,c,width,len(g)-width*units,units; self.start(range(units), inverse)
 
     def _columns(self, units):
         return (torch.as_tensor(units, dtype=torch.long)[:,None]*self.w+torch.arange(self.w)).flatten()
@@ -356,10 +358,10 @@ class _Fit:
     def _rows(self): # the kept columns and the bias
         return torch.cat([self._columns(self.kept), torch.arange(len(self.g)-self.extra, len(self.g))])
 
-    def start(self, kept):
+    def start(self, kept, inverse=None):
         "Fit on the units `kept`, from nothing"
         self.kept = list(kept); i = self._rows(); self.slot = list(range(len(self.kept)))
-        self.P = torch.cholesky_inverse(torch.linalg.cholesky(self.g[i][:,i])); self.W = self.P@self.c[i]
+        self.P = _inverse(self.g[i][:,i]) if inverse is None else inverse.clone(); self.W = self.P@self.c[i]
         return self
 
 # %% ../nbs/16_repair.ipynb #87fa23c5
@@ -517,20 +519,21 @@ def climb(self:_Widths, k, judge, tries):
             share /= 2
 
 # %% ../nbs/16_repair.ipynb #9d28980b
-def _chosen(net, fit, k, swaps):
-    "Fits with `k` units left and the units that went, per layer: from the last to the first, each for the units that the next one keeps"
-    fits,gone,names = {},{},[*net.units]
+def _chosen(net, fit, k, swaps, known):
+    "A fit with `k` units left and the units that went, per layer: from the last to the first, each for the units that the next one keeps; `known` holds those of other widths"
+    out,names = {},[*net.units]
     for n in reversed(k):
-        nxt = names[names.index(n)+1] if n!=names[-1] else None
-        fits[n] = fit(n, sorted(fits[nxt].kept) if nxt in fits else slice(None)); gone[n] = fits[n].shrink(k[n], swaps)
-    return {n:fits[n] for n in k},gone
+        nxt = names[names.index(n)+1] if n!=names[-1] else None; at = n,k[n],tuple(sorted(out[nxt][0].kept)) if nxt in out else None
+        if at not in known: f = fit(n, at[2]); known[at] = f,f.shrink(k[n], swaps)
+        out[n] = known[at]
+    return {n:out[n] for n in k}
 
-def _scores(net, fits, gone, spreads, order):
+def _scores(net, chosen, spreads, order):
     "Scores of all layers from the units that go"
     scores = {n:torch.ones(u) for n,u in net.units.items()}
-    queue = {n:iter(g) for n,g in gone.items()}
+    queue = {n:iter(gone) for n,(_,gone) in chosen.items()}
     for t,n in enumerate(order): scores[n][next(queue[n])] = .01*(t+1)/(len(order)+1)
-    left = [(float(r)/spreads[n], n, u) for n,f in fits.items() for u,r in zip(f.kept, f.rises())]
+    left = [(float(r)/spreads[n], n, u) for n,(f,_) in chosen.items() for u,r in zip(f.kept, f.rises())]
     for t,(_,n,u) in enumerate(sorted(left)): scores[n][u] = .99+.01*t/len(left)
     return scores
 
@@ -569,11 +572,11 @@ def refit_importance(
     layers = [l for l in net.removable if l in net.units and l not in protect]
     if not layers or {*protect}-{*net.units}: raise ValueError(f"protect={protect!r}: no layer is left to prune, or a name is none of {', '.join(net.units)}")
     raw = {n:o for n,*o in _fits(_Stream(_steps(model, like), x, batch, room), net, layers, math.ceil(positions/len(x)), ridge, seed)}
-    fit = lambda n,cols=slice(None): _Fit(raw[n][0], raw[n][1][:,cols], raw[n][3], net.units[n])
-    spreads = {n:o[2] or 1. for n,o in raw.items()}
+    whole,known,spreads = {},{},{n:o[2] or 1. for n,o in raw.items()}
+    fit = lambda n,cols=None: _Fit(raw[n][0], raw[n][1] if cols is None else raw[n][1][:,list(cols)], raw[n][3], net.units[n], whole.get(n))
     widths = _Widths({n:fit(n) for n in raw}, spreads, getattr(net.costs, what), 1-frac); k = widths.search()
-    scores = lambda k: _scores(net, *_chosen(net, fit, k, swaps), spreads, widths.order(k))
+    scores = lambda k: _scores(net, _chosen(net, fit, k, swaps, known), spreads, widths.order(k))
     if tries is None: tries = 24 if widths.coarse(k) and net.costs.full['macs']<=1e6 and max(len(o[0]) for o in raw.values())<=1025 else 0 # columns and a bias
-    if tries and len(x)>1: k = widths.climb(k, _judge(model, scores, x, batch), tries)
+    if tries and len(x)>1: whole.update({n:_inverse(o[0]) for n,o in raw.items()}); k = widths.climb(k, _judge(model, scores, x, batch), tries)
     settings = dict(budget={what:frac}, protect=list(protect), n=len(x), positions=positions, ridge=ridge, swaps=swaps, seed=seed, tries=tries, kept=k)
     return Importance(scores(k), None, net.costs, 'refit', settings)
