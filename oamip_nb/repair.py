@@ -562,7 +562,7 @@ def refit_importance(
     batch:int=500,    # Images per batch
     room:float=5e8,   # Bytes of activations to remember
     seed:int=0,       # Seed of the positions
-    tries:int|None=None, # Widths per layer that are tried at most, as removed and repaired networks; None means 24 where one unit is more than .01 of what may stay and tries are cheap (at most a million multiply-adds, 1 024 inputs of a layer), else 0
+    tries:int|None=None, # Widths per layer that are tried at most, as removed and repaired networks; None means 24 where one unit is more than .01 of what may stay and tries are cheap (at most 30 million multiply-adds, 4 096 inputs of a layer), else 0
 )->Importance: # Scores of method 'refit'
     "Scores for a network that `repair` will refit: elimination with refit of the next layer (after Hassibi & Stork 1993); ValueError for a budget that cannot be met"
     b = Budget.of({'params':.5} if budget is None else budget); what,frac = b.what,b.remove
@@ -576,7 +576,7 @@ def refit_importance(
     fit = lambda n,cols=None: _Fit(raw[n][0], raw[n][1] if cols is None else raw[n][1][:,list(cols)], raw[n][3], net.units[n], whole.get(n))
     widths = _Widths({n:fit(n) for n in raw}, spreads, getattr(net.costs, what), 1-frac); k = widths.search()
     scores = lambda k: _scores(net, _chosen(net, fit, k, swaps, known), spreads, widths.order(k))
-    if tries is None: tries = 24 if widths.coarse(k) and net.costs.full['macs']<=1e6 and max(len(o[0]) for o in raw.values())<=1025 else 0 # columns and a bias
+    if tries is None: tries = 24 if widths.coarse(k) and net.costs.full['macs']<=3e7 and max(len(o[0]) for o in raw.values())<=4097 else 0 # columns and a bias
     if tries and len(x)>1: whole.update({n:_inverse(o[0]) for n,o in raw.items()}); k = widths.climb(k, _judge(model, scores, x, batch), tries)
     settings = dict(budget={what:frac}, protect=list(protect), n=len(x), positions=positions, ridge=ridge, swaps=swaps, seed=seed, tries=tries, kept=k)
     return Importance(scores(k), None, net.costs, 'refit', settings)

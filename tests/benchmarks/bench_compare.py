@@ -38,6 +38,7 @@ class Setting:
     same: str | None = None                 # setting whose trained networks are used, where it is another one
     model: dict = field(default_factory=dict)
     descent: dict = field(default_factory=dict)
+    refit: dict = field(default_factory=dict)
     images: int = 48_000                    # training images for descent
     repair: int = 10_000                    # training images for the repair
     shift: int = 0                          # augmentation of the training: flips, and shifts of up to so many pixels
@@ -51,11 +52,11 @@ SETTINGS = dict(
     fc3=Setting("MNIST", 5, long=(.85,), untried=True),
     lenet5=Setting("MNIST", 3, long=(.85, .95), model=dict(padding=2, pool="max"), untried=True),
     lenet5_macs=Setting("MNIST", 3, "macs", (.3, .5, .7, .85), (), net="lenet5", same="lenet5", model=dict(padding=2, pool="max"), untried=True),
-    conv5=Setting("CIFAR10", 10, "macs", (.5, .3, .7, .85, .95), (.7, .85), (.85,), descent=dict(steps=500, bs=128, search=0), images=20_000, repair=5_000, shift=3),
+    conv5=Setting("CIFAR10", 10, "macs", (.5, .3, .7, .85, .95), (.7, .85), (.85,), descent=dict(steps=500, bs=128, search=0), images=20_000, repair=5_000, shift=3, untried=True),
     fc4=Setting("MNIST", 5, budgets=(.85, .95, .7, .5, .3), long=(.85,), untried=True),
     lenet5_cifar10=Setting("CIFAR10", 10, budgets=(.85, .7, .95, .5, .3), long=(.85,), net="lenet5", model=dict(pool="max"), images=20_000, repair=5_000, shift=2, untried=True),
     lenet5_cifar10_macs=Setting("CIFAR10", 10, "macs", (.3, .5, .7, .85), (), net="lenet5", same="lenet5_cifar10", model=dict(pool="max"), images=20_000, repair=5_000, shift=2, untried=True),
-    conv4=Setting("CIFAR10", 20, "macs", (.85, .7, .95, .5, .3), long=(.85,), descent=dict(steps=300, bs=128, search=0), images=8_000, repair=2_000, shift=2, size=16, n=10_000, every=2),
+    conv4=Setting("CIFAR10", 20, "macs", (.85, .7, .95, .5, .3), long=(.85,), descent=dict(steps=300, bs=128, search=0), images=8_000, repair=2_000, shift=2, size=16, n=10_000, every=2, untried=True),
     vgg7=Setting("CIFAR10", 10, budgets=(.85, .95, .7, .5, .3), tuned=(.85,), long=(.85,), model=dict(init="kaiming_normal", dropout=0.), descent=dict(steps=200, bs=64, search=0), images=4_000, repair=2_000,
         size=16, n=5_000, every=5))
 # name -> (criterion, scope of the selection)
@@ -101,7 +102,7 @@ def importance(method, model, x, y, s, removed, seed, known):
     "Scores of one method; those of a criterion, which know no budget, are made once"
     budget = {s.what: removed}
     if method == "descent": return neuron_importance(model, x[:s.images], y[:s.images], method="descent", budget=budget, seed=seed, **s.descent)
-    if method in ("refit", UNTRIED): return neuron_importance(model, x, y, method="refit", budget=budget, seed=seed, n=min(20_000, 2*s.repair), tries=0 if method == UNTRIED else None)
+    if method in ("refit", UNTRIED): return neuron_importance(model, x, y, method="refit", budget=budget, seed=seed, n=min(20_000, 2*s.repair), **s.refit|(dict(tries=0) if method == UNTRIED else {}))
     if method == "critical": return baseline_importance("critical", model, x[:1], y[:1], imp=known["descent", removed])
     name = CRITERIA[method][0]; n = 200 if name == "tp_hessian" else 2000  # one backward pass per image
     return known[name] if name in known else known.setdefault(name, baseline_importance(name, model, x[:n], y[:n], seed=seed))
