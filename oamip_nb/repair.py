@@ -394,6 +394,16 @@ def gains(self:_Fit, out): # Unit numbers that are not kept
     return (R*torch.linalg.solve(self.g[o[:,:,None],o[:,None,:]]-cross, R)).sum((1,2))
 
 @patch
+def add(self:_Fit, unit):
+    "Take a unit back and refit, by a block update"
+    i,o,m = self._rows(),self._columns([unit]),len(self.P)-self.extra; k = torch.cat([self._columns(self.slot), torch.arange(m, len(self.P))])
+    P,W,G = self.P[k][:,k],self.W[k],self.g[i][:,o]; Q = P@G; S = torch.linalg.inv(self.g[o][:,o]-G.mT@Q); V = S@(self.c[o]-G.mT@W); B = Q@S
+    e = len(k)-self.extra; at = torch.cat([torch.arange(e), torch.arange(len(k), len(k)+len(o)), torch.arange(e, len(k))]) # the bias stays last
+    self.P,self.W = torch.cat([torch.cat([P.addmm_(B, Q.mT), -B], 1), torch.cat([-B.mT, S], 1)])[at][:,at],torch.cat([W-Q@V, V])[at]
+    self.kept.append(unit); self.slot = list(range(len(self.kept)))
+    return self
+
+@patch
 def shrink(self:_Fit,
     k:int,     # Units to keep
     swaps:int, # Most swaps to make
@@ -402,9 +412,9 @@ def shrink(self:_Fit,
     gone = []
     while len(self.kept)>k: gone.append(self.drop(int(self.rises().argmin())))
     for _ in range(swaps if gone else 0):
-        old,gain = list(self.kept),self.gains(gone); b = int(gain.argmax())
-        r = self.start([*old, gone[b]]).rises(); a = int(r.argmin())
-        if a==len(old) or r[a]>=gain[b]*(1-1e-9): self.start(old); break
+        old,gain = len(self.kept),self.gains(gone); b = int(gain.argmax())
+        r = self.add(gone[b]).rises(); a = int(r.argmin())
+        if a==old or r[a]>=gain[b]*(1-1e-9): self.drop(old); break
         gone[b] = self.drop(a)
     return gone
 
