@@ -496,7 +496,7 @@ def search(self:_Widths):
 
 # %% ../nbs/16_repair.ipynb #c11mb002
 @patch
-def coarse(self:_Widths, k): return any(self.price(k, n)>.01*self.keep for n in k if k[n]>1)
+def coarse(self:_Widths, k): return any(self.price(k, n)>.03*self.keep for n in k if k[n]>1)
 
 @patch
 def moved(self:_Widths, k, n, to):
@@ -572,7 +572,7 @@ def refit_importance(
     batch:int=500,    # Images per batch
     room:float=5e8,   # Bytes of activations to remember
     seed:int=0,       # Seed of the positions
-    tries:int|None=None, # Widths per layer that are tried at most, as removed and repaired networks; None means 24 where one unit is more than .01 of what may stay and tries are cheap (at most 30 million multiply-adds, 4 096 inputs of a layer), else 0
+    tries:int|None=None, # Widths per layer that are tried at most, as removed and repaired networks; None means 24 where one unit is more than .03 of what may stay and tries are cheap (at most 30 million multiply-adds, 4 096 inputs of a layer), else 0
 )->Importance: # Scores of method 'refit'
     "Scores for a network that `repair` will refit: elimination with refit of the next layer (after Hassibi & Stork 1993); ValueError for a budget that cannot be met"
     b = Budget.of({'params':.5} if budget is None else budget); what,frac = b.what,b.remove
