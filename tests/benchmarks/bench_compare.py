@@ -50,13 +50,13 @@ class Setting:
 
 SETTINGS = dict(
     fc3=Setting("MNIST", 5, long=(.85,), untried=True),
-    lenet5=Setting("MNIST", 3, long=(.85, .95), model=dict(padding=2, pool="max"), untried=True),
+    lenet5=Setting("MNIST", 3, long=(.95,), model=dict(padding=2, pool="max"), untried=True),
     lenet5_macs=Setting("MNIST", 3, "macs", (.3, .5, .7, .85), (), net="lenet5", same="lenet5", model=dict(padding=2, pool="max"), untried=True),
-    conv5=Setting("CIFAR10", 10, "macs", (.5, .3, .7, .85, .95), (.7, .85), (.85,), descent=dict(steps=500, bs=128, search=0), images=20_000, repair=5_000, shift=3, untried=True),
+    conv5=Setting("CIFAR10", 10, "macs", (.5, .3, .7, .85, .95), (.85,), descent=dict(steps=500, bs=128, search=0), images=20_000, repair=5_000, shift=3, untried=True),
     fc4=Setting("MNIST", 5, budgets=(.85, .95, .7, .5, .3), long=(.85,), untried=True),
     lenet5_cifar10=Setting("CIFAR10", 10, budgets=(.85, .7, .95, .5, .3), long=(.85,), net="lenet5", model=dict(pool="max"), images=20_000, repair=5_000, shift=2, untried=True),
     lenet5_cifar10_macs=Setting("CIFAR10", 10, "macs", (.3, .5, .7, .85), (), net="lenet5", same="lenet5_cifar10", model=dict(pool="max"), images=20_000, repair=5_000, shift=2, untried=True),
-    conv4=Setting("CIFAR10", 20, "macs", (.85, .7, .95, .5, .3), long=(.85,), descent=dict(steps=300, bs=128, search=0), images=8_000, repair=2_000, shift=2, size=16, n=10_000, every=2, untried=True),
+    conv4=Setting("CIFAR10", 20, "macs", (.85, .7, .95, .5, .3), (.85,), (.85,), descent=dict(steps=300, bs=128, search=0), images=8_000, repair=2_000, shift=2, size=16, n=10_000, every=2, untried=True),
     vgg7=Setting("CIFAR10", 10, budgets=(.85, .95, .7, .5, .3), tuned=(.85,), long=(.85,), model=dict(init="kaiming_normal", dropout=0.), descent=dict(steps=200, bs=64, search=0), images=4_000, repair=2_000,
         size=16, n=5_000, every=5))
 # name -> (criterion, scope of the selection)
