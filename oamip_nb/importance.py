@@ -168,7 +168,7 @@ def _descended(model, x, y, method, layers, protect, cost, **kwargs):
     if method!='refit': imp = descent.descent_importance(model, x, y, cost=cost, protect=protect, **kwargs)
     else:
         if kwargs.pop('groups') or kwargs.pop('caps'): raise ValueError("method='refit' takes no groups and no caps; use protect=, or method='descent'")
-        imp = repair.refit_importance(model, x, protect=tuple(protect), **{k:v for k,v in kwargs.items() if k not in ('lam','groups','caps','time_limit','progress')})
+        imp = repair.refit_importance(model, x, protect=tuple(protect), **{k:v for k,v in kwargs.items() if k not in ('lam','groups','caps','progress')})
     return _only(imp, layers)
 
 def _certified(model, x, y, method, layers, protect, cost, refused, radius, binary, exchanges, groups, caps, **kwargs):
@@ -208,7 +208,7 @@ def neuron_importance(
     groups:dict|None=None, # Layer path -> group number of each unit (units,): a group shares one score
     protect=(),      # Layers that stay whole
     caps:dict|None=None, # Layer path -> largest fraction of its units that may go
-    time_limit:float|None=None, # Wall-clock seconds, None for no limit; out of time, the incumbent is returned. 'refit', which sums up and sorts, has no use for it
+    time_limit:float|None=None, # Wall-clock seconds, None for no limit; out of time, the incumbent is returned. 'refit' tries no more widths then
     gap:float=1e-3,  # Relative gap at which a program's answer counts as optimal, > 0
     radius:float|None=None, # For 'mip' and 'auto': half-width of the box around the scores, in (0, 1]; None: .1, or the largest that 'auto' finds cheap
     binary:bool=False, # For 'mip': look for a selection, scores 0 and 1; it may be held to a budget exactly

@@ -4,7 +4,7 @@
 
 # %% ../nbs/16_repair.ipynb #317876ae
 from __future__ import annotations
-import copy, math, operator, random, warnings
+import copy, math, operator, random, time, warnings
 from contextlib import nullcontext
 import pandas as pd
 import torch
@@ -358,6 +358,9 @@ class _Fit:
     def _rows(self): # the kept columns and the bias
         return torch.cat([self._columns(self.kept), torch.arange(len(self.g)-self.extra, len(self.g))])
 
+    def _slots(self): # the same in the arrays P and W
+        return torch.cat([self._columns(self.slot), torch.arange(len(self.P)-self.extra, len(self.P))])
+
     def start(self, kept, inverse=None):
         "Fit on the units `kept`, from nothing"
         self.kept = list(kept); i = self._rows(); self.slot = list(range(len(self.kept)))
@@ -379,16 +382,14 @@ def drop(self:_Fit, j): # Position in `kept`
     Q = self.P[:,i]; self.P.addmm_(Q, S[:,:len(Q)], alpha=-1); self.W.addmm_(Q, S[:,len(Q):], alpha=-1)
     self.slot.pop(j); unit = self.kept.pop(j)
     if len(self.slot)*self.w<.8*(len(self.P)-self.extra):
-        k = torch.cat([self._columns(self.slot), torch.arange(len(self.P)-self.extra, len(self.P))])
-        self.P,self.W,self.slot = self.P[k][:,k],self.W[k],list(range(len(self.slot)))
+        k = self._slots(); self.P,self.W,self.slot = self.P[k][:,k],self.W[k],list(range(len(self.slot)))
     return unit
 
 # %% ../nbs/16_repair.ipynb #9762ccd3
 @patch
 def gains(self:_Fit, out): # Unit numbers that are not kept
     "Fall of the squared error if each unit of `out` comes back and all is refitted"
-    i,o = self._rows(),self._columns(out)
-    k = torch.cat([self._columns(self.slot), torch.arange(len(self.P)-self.extra, len(self.P))])
+    i,o,k = self._rows(),self._columns(out),self._slots()
     Q = self.g[o][:,i]; R = (self.c[o]-Q@self.W[k]).view(len(out), self.w, -1)
     o = o.view(-1, self.w); cross = (Q@self.P[k][:,k]).view(len(out), self.w, -1)@Q.view(len(out), self.w, -1).mT
     return (R*torch.linalg.solve(self.g[o[:,:,None],o[:,None,:]]-cross, R)).sum((1,2))
@@ -396,7 +397,7 @@ def gains(self:_Fit, out): # Unit numbers that are not kept
 @patch
 def add(self:_Fit, unit):
     "Take a unit back and refit, by a block update"
-    i,o,m = self._rows(),self._columns([unit]),len(self.P)-self.extra; k = torch.cat([self._columns(self.slot), torch.arange(m, len(self.P))])
+    i,o,k = self._rows(),self._columns([unit]),self._slots()
     P,W,G = self.P[k][:,k],self.W[k],self.g[i][:,o]; Q = P@G; S = torch.linalg.inv(self.g[o][:,o]-G.mT@Q); V = S@(self.c[o]-G.mT@W); B = Q@S
     e = len(k)-self.extra; at = torch.cat([torch.arange(e), torch.arange(len(k), len(k)+len(o)), torch.arange(e, len(k))]) # the bias stays last
     self.P,self.W = torch.cat([torch.cat([P.addmm_(B, Q.mT), -B], 1), torch.cat([-B.mT, S], 1)])[at][:,at],torch.cat([W-Q@V, V])[at]
@@ -496,7 +497,9 @@ def search(self:_Widths):
 
 # %% ../nbs/16_repair.ipynb #c11mb002
 @patch
-def coarse(self:_Widths, k): return any(self.price(k, n)>.03*self.keep for n in k if k[n]>1)
+def coarse(self:_Widths, k):
+    "Whether one unit is more than .03 of what may stay"
+    return any(self.price(k, n)>.03*self.keep for n in k if k[n]>1)
 
 @patch
 def moved(self:_Widths, k, n, to):
@@ -514,36 +517,39 @@ def near(self:_Widths, k, share):
             except ValueError: pass # cannot be met with so many units in this layer
 
 @patch
-def climb(self:_Widths, k, judge, tries):
-    "The best widths by `judge` (widths -> number, lower is better) on a climb from `k` with at most `tries` neighbours tried"
-    best,seen,share = judge(k),[k],.25
-    while True:
-        start = k
-        for new in self.near(k, share):
-            if new in seen: continue
-            if len(seen)>tries: return k
-            seen.append(new); value = judge(new)
-            if value<.99*best: k,best = new,value
-        if k==start:
-            if max(round(share*u) for u in k.values())<=1: return k
-            share /= 2
+def climb(self:_Widths, k, judge, tries, late=lambda: False):
+    "The best widths by `judge` (widths -> number, lower is better) on a climb from `k`, and the number of neighbours tried: at most `tries`, and no more when it is `late` or Ctrl-C is pressed"
+    seen,share = [k],.25
+    try:
+        best = judge(k)
+        while True:
+            start = k
+            for new in self.near(k, share):
+                if new in seen: continue
+                if len(seen)>tries or late(): return k,len(seen)-1
+                value = judge(new); seen.append(new)
+                if value<.99*best: k,best = new,value
+            if k==start:
+                if max(round(share*u) for u in k.values())<=1: return k,len(seen)-1
+                share /= 2
+    except KeyboardInterrupt: return k,len(seen)-1
 
 # %% ../nbs/16_repair.ipynb #9d28980b
 def _chosen(net, fit, k, swaps, known):
-    "A fit with `k` units left and the units that went, per layer: from the last to the first, each for the units that the next one keeps; `known` holds those of other widths"
+    "The `k` units left, the rise of the error without each, and the units that went, per layer: from the last to the first, each for the units that the next one keeps; `known` holds those of other widths"
     out,names = {},[*net.units]
     for n in reversed(k):
-        nxt = names[names.index(n)+1] if n!=names[-1] else None; at = n,k[n],tuple(sorted(out[nxt][0].kept)) if nxt in out else None
-        if at not in known: f = fit(n, at[2]); known[at] = f,f.shrink(k[n], swaps)
+        nxt = names[names.index(n)+1] if n!=names[-1] else None; at = n,k[n],tuple(sorted(out[nxt][0])) if nxt in out else None
+        if at not in known: f = fit(n, at[2]); gone = f.shrink(k[n], swaps); known[at] = f.kept,f.rises().tolist(),gone
         out[n] = known[at]
     return {n:out[n] for n in k}
 
 def _scores(net, chosen, spreads, order):
     "Scores of all layers from the units that go"
     scores = {n:torch.ones(u) for n,u in net.units.items()}
-    queue = {n:iter(gone) for n,(_,gone) in chosen.items()}
+    queue = {n:iter(gone) for n,(*_,gone) in chosen.items()}
     for t,n in enumerate(order): scores[n][next(queue[n])] = .01*(t+1)/(len(order)+1)
-    left = [(float(r)/spreads[n], n, u) for n,(f,_) in chosen.items() for u,r in zip(f.kept, f.rises())]
+    left = [(r/spreads[n], n, u) for n,(kept,rises,_) in chosen.items() for u,r in zip(kept, rises)]
     for t,(_,n,u) in enumerate(sorted(left)): scores[n][u] = .99+.01*t/len(left)
     return scores
 
@@ -573,12 +579,17 @@ def refit_importance(
     room:float=5e8,   # Bytes of activations to remember
     seed:int=0,       # Seed of the positions
     tries:int|None=None, # Widths per layer that are tried at most, as removed and repaired networks; None means 24 where one unit is more than .03 of what may stay and tries are cheap (at most 30 million multiply-adds, 4 096 inputs of a layer), else 0
+    time_limit:float|None=None, # Wall-clock seconds, None for no limit; out of time, or at Ctrl-C, no more widths are tried: `settings` says how many were
 )->Importance: # Scores of method 'refit'
-    "Scores for a network that `repair` will refit: elimination with refit of the next layer (after Hassibi & Stork 1993); ValueError for a budget that cannot be met"
+    "Scores for a network that `repair` will refit: elimination with refit of the next layer (after Hassibi & Stork 1993); ValueError for a budget that cannot be met, and for an argument that does not fit"
+    t0 = time.time()
     b = Budget.of({'params':.5} if budget is None else budget); what,frac = b.what,b.remove
     if not ridge>0: raise ValueError(f'refit_importance: ridge={ridge} must be positive')
     if tries is not None and tries<0: raise ValueError(f'refit_importance: tries={tries} must be at least 0')
-    like = _like(model); x = _images(x, n, like); net = trace_for(model, x, budget)
+    if time_limit is not None and not time_limit>0: raise ValueError(f'time_limit: seconds > 0 or None, got {time_limit}')
+    like = _like(model); x = _images(x, n, like)
+    if tries and len(x)<2: raise ValueError(f'refit_importance: tries={tries} takes two images, one that repairs and one that judges; give more, or tries=0')
+    net = trace_for(model, x, budget)
     layers = [l for l in net.removable if l in net.units and l not in protect]
     if not layers or {*protect}-{*net.units}: raise ValueError(f"protect={protect!r}: no layer is left to prune, or a name is none of {', '.join(net.units)}")
     raw = {n:o for n,*o in _fits(_Stream(_steps(model, like), x, batch, room), net, layers, math.ceil(positions/len(x)), ridge, seed)}
@@ -586,7 +597,8 @@ def refit_importance(
     fit = lambda n,cols=None: _Fit(raw[n][0], raw[n][1] if cols is None else raw[n][1][:,list(cols)], raw[n][3], net.units[n], whole.get(n))
     widths = _Widths({n:fit(n) for n in raw}, spreads, getattr(net.costs, what), 1-frac); k = widths.search()
     scores = lambda k: _scores(net, _chosen(net, fit, k, swaps, known), spreads, widths.order(k))
-    if tries is None: tries = 24 if widths.coarse(k) and net.costs.full['macs']<=3e7 and max(len(o[0]) for o in raw.values())<=4097 else 0 # columns and a bias
-    if tries and len(x)>1: whole.update({n:_inverse(o[0]) for n,o in raw.items()}); k = widths.climb(k, _judge(model, scores, x, batch), tries)
-    settings = dict(budget={what:frac}, protect=list(protect), n=len(x), positions=positions, ridge=ridge, swaps=swaps, seed=seed, tries=tries, kept=k)
+    if tries is None: tries = 24 if len(x)>1 and widths.coarse(k) and net.costs.full['macs']<=3e7 and max(len(o[0]) for o in raw.values())<=4097 else 0 # columns and a bias
+    tried = 0
+    if tries: whole.update({n:_inverse(o[0]) for n,o in raw.items()}); k,tried = widths.climb(k, _judge(model, scores, x, batch), tries, lambda: time_limit is not None and time.time()-t0>time_limit)
+    settings = dict(budget={what:frac}, protect=list(protect), n=len(x), positions=positions, ridge=ridge, swaps=swaps, seed=seed, tries=tries, tried=tried, time_limit=time_limit, kept=k)
     return Importance(scores(k), None, net.costs, 'refit', settings)

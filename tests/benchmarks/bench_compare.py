@@ -38,7 +38,6 @@ class Setting:
     same: str | None = None                 # setting whose trained networks are used, where it is another one
     model: dict = field(default_factory=dict)
     descent: dict = field(default_factory=dict)
-    refit: dict = field(default_factory=dict)
     images: int = 48_000                    # training images for descent
     repair: int = 10_000                    # training images for the repair
     shift: int = 0                          # augmentation of the training: flips, and shifts of up to so many pixels
@@ -102,7 +101,7 @@ def importance(method, model, x, y, s, removed, seed, known):
     "Scores of one method; those of a criterion, which know no budget, are made once"
     budget = {s.what: removed}
     if method == "descent": return neuron_importance(model, x[:s.images], y[:s.images], method="descent", budget=budget, seed=seed, **s.descent)
-    if method in ("refit", UNTRIED): return neuron_importance(model, x, y, method="refit", budget=budget, seed=seed, n=min(20_000, 2*s.repair), **s.refit|(dict(tries=0) if method == UNTRIED else {}))
+    if method in ("refit", UNTRIED): return neuron_importance(model, x, y, method="refit", budget=budget, seed=seed, n=min(20_000, 2*s.repair), tries=0 if method == UNTRIED else None)
     if method == "critical": return baseline_importance("critical", model, x[:1], y[:1], imp=known["descent", removed])
     name = CRITERIA[method][0]; n = 200 if name == "tp_hessian" else 2000  # one backward pass per image
     return known[name] if name in known else known.setdefault(name, baseline_importance(name, model, x[:n], y[:n], seed=seed))
